@@ -1,0 +1,1 @@
+"""Visual anomaly detection from good images only."""
