@@ -1,0 +1,488 @@
+"""How well anomaly scores separate good from defective: per image and per pixel.
+
+In: labels (0 good, 1 defective), anomaly scores or anomaly maps, masks. Out: floats and frozen dataclasses.
+A higher score always means more anomalous. Everything comes from the ranks of the scores, never from squashed
+ones: a sigmoid maps large distances all to 1.0 and with them every AUROC to 0.5.
+
+AUROC interval: DeLong et al., Biometrics 44 (1988), 837-845; Newcombe, Statistics in Medicine 25 (2006),
+559-573. AUPRO: Bergmann et al., International Journal of Computer Vision 129 (2021), 1038-1059.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import brentq
+from scipy.special import bdtr, betaincinv, expit, logit, ndtri
+
+# Above this false-positive rate a segmentation is of no use: PRO is integrated no further (Bergmann et al.,
+# 2021).
+AUPRO_FPR_LIMIT = 0.3
+
+Floats = NDArray[np.float64]
+
+
+class UndefinedMetricError(ValueError):
+    """A metric that needs good and defective samples was given only one of the two."""
+
+
+@dataclass(frozen=True)
+class ImageMetrics:
+    """Image-level results; what cannot be computed is None, and `reason` says why."""
+
+    image_auroc: float | None
+    image_auroc_ci: tuple[float, float] | None  # 95 %
+    misordered_pairs: float | None
+    image_ap: float | None
+    f1_max: float | None
+    fpr_at_full_recall: float | None
+    per_defect: dict[str, float] = field(default_factory=dict)  # defect kind → AUROC against all good images
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class PixelMetrics:
+    """Pixel-level results; what cannot be computed is None, and `reason` says why."""
+
+    pixel_auroc: float | None
+    pixel_ap: float | None
+    aupro: float | None
+    n_images: int
+    n_regions: int
+    reason: str | None = None
+
+
+def image_metrics(labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str] | None = None) -> ImageMetrics:
+    """Every image-level metric at once, with None and a reason where there is only one class.
+
+    Parameters
+    ----------
+    labels : (n,) 0 for good, 1 for defective.
+    scores : (n,) anomaly scores, higher = more anomalous.
+    kinds : (n,) the kind of defect of each image; ignored for good images. None leaves `per_defect` empty.
+
+    Raises
+    ------
+    ValueError
+        If lengths differ, a label is neither 0 nor 1, or a score is NaN.
+
+    Examples
+    --------
+    >>> image_metrics([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9]).image_auroc
+    0.75
+    >>> image_metrics([0, 0], [0.1, 0.4]).reason
+    'no defective sample among the 2 given'
+    """
+    try:
+        return ImageMetrics(
+            image_auroc=auroc(labels, scores),
+            image_auroc_ci=auroc_interval(labels, scores),
+            misordered_pairs=misordered_pairs(labels, scores),
+            image_ap=average_precision(labels, scores),
+            f1_max=f1_max(labels, scores)[0],
+            fpr_at_full_recall=fpr_at_full_recall(labels, scores),
+            per_defect={} if kinds is None else per_kind_auroc(labels, kinds, scores),
+        )
+    except UndefinedMetricError as error:
+        return ImageMetrics(None, None, None, None, None, None, reason=str(error))
+
+
+def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Probability that a defective sample scores above a good one; ties count half.
+
+    Parameters
+    ----------
+    labels : (n,) 0 for good, 1 for defective.
+    scores : (n,) anomaly scores, higher = more anomalous. Infinite scores are ranked like any other.
+
+    Raises
+    ------
+    UndefinedMetricError
+        If all samples are good or all are defective.
+    ValueError
+        If lengths differ, a label is neither 0 nor 1, or a score is NaN.
+
+    Examples
+    --------
+    >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])
+    0.875
+    """
+    good, defective = _split(labels, scores)
+    return 1.0 - _count_misordered(good, defective) / (good.size * defective.size)
+
+
+def misordered_pairs(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Number of (good, defective) pairs in the wrong order; ties count half.
+
+    Near AUROC 1 this says more than decimals do. Parameters and errors as in `auroc`.
+
+    Examples
+    --------
+    >>> misordered_pairs([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])
+    0.5
+    """
+    return _count_misordered(*_split(labels, scores))
+
+
+def auroc_interval(labels: ArrayLike, scores: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Confidence interval of the AUROC over other draws of good and defective samples.
+
+    DeLong's variance on the logit scale. That variance is zero when the classes separate perfectly or all
+    scores tie, and there Newcombe's score interval (his method 5) takes over. Next to perfect it is merely
+    too small, so no interval may promise more than a perfect result on as many samples does. Simulated with
+    15 to 93 samples per class and true AUROC 0.9 to 0.997, the 95 % interval covered in 94 to 98 % of
+    normal draws, and in 88 % at worst when a few of 22 good samples lie beyond all defects.
+
+    Parameters and errors as in `auroc`; `level` is the coverage in (0, 1).
+
+    Examples
+    --------
+    >>> low, high = auroc_interval([0] * 22 + [1] * 93, list(range(115)))
+    >>> round(low, 3), high
+    (0.944, 1.0)
+    """
+    z = float(ndtri(0.5 + _checked_level(level) / 2))
+    good, defective = _split(labels, scores)
+    m, n = defective.size, good.size
+    # DeLong's structural components, per sample the share of the other class on the right side of it.
+    over_good = (_midrank(defective, good)) / n  # (m,)
+    under_defective = 1.0 - _midrank(good, defective) / m  # (n,)
+    area = 1.0 - _count_misordered(good, defective) / (m * n)
+    variance = 0.0
+    if min(m, n) > 1:  # one sample has no sample variance
+        variance = float(over_good.var(ddof=1) / m + under_defective.var(ddof=1) / n)
+    if variance <= 0.0 or not 0.0 < area < 1.0:
+        return _newcombe_interval(area, m, n, z)
+    half_width = z * np.sqrt(variance) / (area * (1.0 - area))
+    low, high = expit(logit(area) - half_width), expit(logit(area) + half_width)
+    perfect_low, _ = _newcombe_interval(1.0, m, n, z)
+    return float(min(low, perfect_low)), float(max(high, 1.0 - perfect_low))
+
+
+def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Precision averaged over recall steps, as scikit-learn defines it. Parameters and errors as in `auroc`.
+
+    Examples
+    --------
+    >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 3)
+    0.833
+    """
+    _, false_alarms, hits = _alarm_counts(*_split(labels, scores))
+    return _average_precision(false_alarms, hits)
+
+
+def f1_max(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
+    """Best F1 of any threshold, and the highest threshold that has it (alarm when score >= threshold).
+
+    It is chosen with the labels of these very samples: a figure to compare methods with, not one to deploy.
+    Parameters and errors as in `auroc`.
+
+    Examples
+    --------
+    >>> f1_max([0, 0, 1, 1], [0.1, 0.4, 0.5, 0.9])
+    (1.0, 0.5)
+    """
+    thresholds, false_alarms, hits = _alarm_counts(*_split(labels, scores))
+    f1 = 2 * hits / (hits + false_alarms + hits[-1])  # 2 TP / (2 TP + FP + FN)
+    best = int(np.argmax(f1))
+    return float(f1[best]), float(thresholds[best])
+
+
+def fpr_at_full_recall(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Share of good samples that alarm when no defective one may pass. Parameters and errors as in `auroc`.
+
+    Examples
+    --------
+    >>> fpr_at_full_recall([0, 0, 1, 1], [0.1, 0.4, 0.3, 0.9])
+    0.5
+    """
+    good, defective = _split(labels, scores)
+    return float(np.mean(good >= defective.min()))
+
+
+def recall_at(labels: ArrayLike, scores: ArrayLike, threshold: float, inclusive: bool) -> float:
+    """Share of defective samples that alarm at a threshold; good ones are not needed.
+
+    Parameters
+    ----------
+    labels, scores : as in `auroc`.
+    threshold : in the unit of the scores.
+    inclusive : whether a score equal to the threshold alarms. `Calibration.threshold` is exclusive.
+
+    Raises
+    ------
+    UndefinedMetricError
+        If no sample is defective.
+
+    Examples
+    --------
+    >>> recall_at([0, 1, 1], [0.1, 0.4, 0.9], threshold=0.4, inclusive=False)
+    0.5
+    """
+    is_defective, values = _checked(labels, scores)
+    defective = values[is_defective]
+    if defective.size == 0:
+        raise UndefinedMetricError(f"no defective sample among the {values.size} given")
+    return float(np.mean(defective >= threshold if inclusive else defective > threshold))
+
+
+def per_kind_auroc(labels: ArrayLike, kinds: Sequence[str], scores: ArrayLike) -> dict[str, float]:
+    """AUROC of each kind of defect against all good samples, in alphabetical order of the kinds.
+
+    Parameters
+    ----------
+    labels, scores : as in `auroc`, with the same errors.
+    kinds : (n,) the kind of each sample; ignored where the label is 0.
+
+    Examples
+    --------
+    >>> per_kind_auroc([0, 0, 1, 1], ["good", "good", "scratch", "bent"], [0.1, 0.4, 0.3, 0.9])
+    {'bent': 1.0, 'scratch': 0.5}
+    """
+    is_defective, values = _checked(labels, scores)
+    if len(kinds) != values.size:
+        raise ValueError(f"{len(kinds)} kinds for {values.size} scores: give one kind per score")
+    _split(labels, scores)  # both classes are there
+    names = np.asarray([str(kind) for kind in kinds])
+    good = values[~is_defective]
+    per_kind = {}
+    for name in np.unique(names[is_defective]):
+        chosen = values[is_defective & (names == name)]
+        per_kind[str(name)] = 1.0 - _count_misordered(good, chosen) / (good.size * chosen.size)
+    return per_kind
+
+
+def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Exact confidence interval of a rate of which `successes` of `n` trials were seen.
+
+    Clopper and Pearson, Biometrika 26 (1934): covers at least `level`, whatever the rate.
+
+    Raises
+    ------
+    ValueError
+        If not 0 <= successes <= n with n >= 1, or level is not in (0, 1).
+
+    Examples
+    --------
+    >>> low, high = binomial_interval(0, 22)
+    >>> low, round(high, 3)
+    (0.0, 0.154)
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise ValueError(f"{successes} successes of {n} trials: need 0 <= successes <= n and n >= 1")
+    tail = (1.0 - _checked_level(level)) / 2
+    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
+    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1.0 - tail))
+    return low, high
+
+
+def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
+    """Central range of counts among `n` trials when the true rate is `p`, both ends included.
+
+    A count of false alarms inside it is consistent with the target rate: the range holds at least `level`
+    of the probability, with at most half of the rest on either side.
+
+    Raises
+    ------
+    ValueError
+        If p is not in [0, 1], n < 1, or level is not in (0, 1).
+
+    Examples
+    --------
+    >>> binomial_band(0.05, 100)
+    (1, 10)
+    """
+    if not 0.0 <= p <= 1.0 or n < 1:
+        raise ValueError(f"rate {p} and {n} trials: need a rate in [0, 1] and n >= 1")
+    tail = (1.0 - _checked_level(level)) / 2
+    at_most = bdtr(np.arange(n, dtype=np.float64), n, p)  # P(count <= k) for k < n; at n it is 1
+    return int(np.searchsorted(at_most, tail)), int(np.searchsorted(at_most, 1.0 - tail))
+
+
+class PixelCurves:
+    """Pixel AUROC, AP and AUPRO over any number of images, in one pass and constant memory.
+
+    Scores are counted as float32 in 2**21 bins of relative width 2**-12, so it takes at most 48 MB. Scores
+    that share a bin count as tied: half a pair in AUROC, one point of the other curves. Where all scores
+    lie within a thousandth of one another that is too coarse; subtract a constant first.
+
+    Examples
+    --------
+    >>> curves = PixelCurves()
+    >>> curves.update(np.array([[0.1, 0.9], [0.2, 0.3]]), np.array([[False, True], [False, False]]))
+    >>> curves.result()
+    PixelMetrics(pixel_auroc=1.0, pixel_ap=1.0, aupro=1.0, n_images=1, n_regions=1, reason=None)
+    """
+
+    # Of a float32 the sign, the 8 exponent bits and 12 bits of mantissa.
+    _BITS = 21
+
+    def __init__(self) -> None:
+        # np.zeros takes untouched pages from the system, so unused bins cost no memory.
+        self._good = np.zeros(2**self._BITS, dtype=np.int64)
+        self._defective = np.zeros(2**self._BITS, dtype=np.int64)
+        self._covered = np.zeros(2**self._BITS, dtype=np.float64)  # each pixel weighs 1 / area of its region
+        self._first, self._last = 2**self._BITS, -1  # the used range of bins
+        self._n_images = 0
+        self._n_regions = 0
+
+    def update(self, anomaly_map: ArrayLike, mask: ArrayLike) -> None:
+        """Count one image.
+
+        Parameters
+        ----------
+        anomaly_map : (h, w) scores, higher = more anomalous, on one scale for all images.
+        mask : (h, w) bool, or integers with 0 for good; all False for a good image.
+
+        Raises
+        ------
+        ValueError
+            If shapes differ or are not (h, w), the mask holds fractions, or the map holds NaN; nothing is
+            counted.
+        """
+        from scipy import ndimage
+
+        scores, truth = np.asarray(anomaly_map), np.asarray(mask)
+        if scores.ndim != 2 or scores.shape != truth.shape:
+            raise ValueError(f"anomaly map {scores.shape} and mask {truth.shape}: need the same (h, w)")
+        if truth.dtype.kind not in "bui":
+            raise ValueError(f"mask of type {truth.dtype}: need bool or integers (binarise after resizing)")
+        truth = truth.astype(bool, copy=False)
+        if scores.size == 0:
+            raise ValueError(f"anomaly map {scores.shape}: it holds no pixel")
+        if np.isnan(scores).any():
+            raise ValueError(f"anomaly map has {np.isnan(scores).sum()} NaN pixels; scores must be numbers")
+        bins = self._bins(scores)
+        low, high = int(bins.min()), int(bins.max())
+        used = slice(low, high + 1)
+        bins -= low  # bincount then runs over the range of this map, not over all bins
+
+        self._good[used] += np.bincount(bins[~truth], minlength=high - low + 1)
+        if truth.any():
+            self._defective[used] += np.bincount(bins[truth], minlength=high - low + 1)
+            # 8-connected, as in the evaluation code of MVTec AD.
+            regions, n_regions = ndimage.label(truth, structure=np.ones((3, 3)))
+            of_pixel = regions[truth]
+            weights = 1.0 / np.bincount(of_pixel)[of_pixel]
+            self._covered[used] += np.bincount(bins[truth], weights=weights, minlength=high - low + 1)
+            self._n_regions += n_regions
+        self._first, self._last = min(self._first, low), max(self._last, high)
+        self._n_images += 1
+
+    def result(self) -> PixelMetrics:
+        """Metrics of all images so far; more may follow."""
+        used = slice(self._last, self._first - 1 if self._first > 0 else None, -1)  # highest score first
+        good, defective, covered = self._good[used], self._defective[used], self._covered[used]
+        filled = (good > 0) | (defective > 0)
+        false_alarms, hits = np.cumsum(good[filled]), np.cumsum(defective[filled])
+        reason = None
+        if self._n_images == 0:
+            reason = "no image was given"
+        elif hits[-1] == 0:
+            reason = f"no defective pixel in the masks of {self._n_images} images"
+        elif false_alarms[-1] == 0:
+            reason = f"no good pixel in the masks of {self._n_images} images"
+        if reason is not None:
+            return PixelMetrics(None, None, None, self._n_images, self._n_regions, reason)
+        false_positive_rate = np.concatenate([[0.0], false_alarms / false_alarms[-1]])
+        true_positive_rate = np.concatenate([[0.0], hits / hits[-1]])
+        region_overlap = np.concatenate([[0.0], np.cumsum(covered[filled]) / self._n_regions])
+        return PixelMetrics(
+            # A straight line across a bin is what counts its ties half.
+            pixel_auroc=_area_up_to(1.0, false_positive_rate, true_positive_rate),
+            pixel_ap=_average_precision(false_alarms, hits),
+            aupro=_area_up_to(AUPRO_FPR_LIMIT, false_positive_rate, region_overlap) / AUPRO_FPR_LIMIT,
+            n_images=self._n_images,
+            n_regions=self._n_regions,
+        )
+
+    def _bins(self, scores: np.ndarray) -> NDArray[np.int64]:
+        """Bin of every score: the top bits of an integer that orders like the float."""
+        with np.errstate(over="ignore"):  # beyond float32 counts as infinite
+            values = scores.astype(np.float32) + np.float32(0.0)  # -0.0 becomes 0.0
+        bits = values.view(np.int32)
+        # Floats order by sign, then magnitude; with the magnitude bits of negatives flipped, like integers.
+        ordered = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        return (ordered >> (32 - self._BITS)).astype(np.int64) + 2 ** (self._BITS - 1)
+
+
+def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:
+    truth, values = np.asarray(labels), np.asarray(scores, dtype=np.float64)
+    if truth.ndim != 1 or truth.shape != values.shape:
+        raise ValueError(f"labels {truth.shape} and scores {values.shape}: need two vectors of one length")
+    if not np.isin(truth, (0, 1)).all():
+        raise ValueError(f"labels must be 0 (good) or 1 (defective), found {np.unique(truth)[:5].tolist()}")
+    if np.isnan(values).any():
+        raise ValueError(
+            f"scores has NaN at position {int(np.argmax(np.isnan(values)))}; scores must be numbers"
+        )
+    return truth.astype(bool), values
+
+
+def _split(labels: ArrayLike, scores: ArrayLike) -> tuple[Floats, Floats]:
+    """Scores of good and of defective samples, neither empty."""
+    is_defective, values = _checked(labels, scores)
+    if values.size == 0:
+        raise UndefinedMetricError("no sample was given")
+    if not is_defective.any():
+        raise UndefinedMetricError(f"no defective sample among the {values.size} given")
+    if is_defective.all():
+        raise UndefinedMetricError(f"no good sample among the {values.size} given")
+    return values[~is_defective], values[is_defective]
+
+
+def _checked_level(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level is {level}: need a share in (0, 1), such as 0.95")
+    return level
+
+
+def _midrank(values: Floats, among: Floats) -> Floats:
+    """For each value, how many of the others are below it, equal ones counting half."""
+    ordered = np.sort(among)
+    return (np.searchsorted(ordered, values, "left") + np.searchsorted(ordered, values, "right")) / 2
+
+
+def _count_misordered(good: Floats, defective: Floats) -> float:
+    return float(defective.size * good.size - _midrank(defective, good).sum())
+
+
+def _newcombe_interval(area: float, m: int, n: int, z: float) -> tuple[float, float]:
+    """Every AUROC t with |t - area| <= z * sqrt(V(t)), V by Hanley and McNeil at mean class size."""
+    extra = (m + n) / 2 - 1
+
+    def excess(t: float) -> float:
+        variance = t * (1 - t) * (1 + extra * ((1 - t) / (2 - t) + t / (1 + t))) / (m * n)
+        return (t - area) ** 2 - z * z * variance
+
+    # V is zero at 0 and 1, so these are roots themselves for area 0 and 1; start just beside them.
+    low = 0.0 if area == 0.0 else brentq(excess, 0.0, min(area, 1 - 1e-12))
+    high = 1.0 if area == 1.0 else brentq(excess, max(area, 1e-12), 1.0)
+    return float(low), float(high)
+
+
+def _alarm_counts(good: Floats, defective: Floats) -> tuple[Floats, Floats, Floats]:
+    """Distinct scores in falling order, and how many good and defective samples reach each."""
+    thresholds = np.unique(np.concatenate([good, defective]))[::-1]
+    false_alarms = good.size - np.searchsorted(np.sort(good), thresholds, "left")
+    hits = defective.size - np.searchsorted(np.sort(defective), thresholds, "left")
+    return thresholds, false_alarms.astype(np.float64), hits.astype(np.float64)
+
+
+def _average_precision(false_alarms: NDArray, hits: NDArray) -> float:
+    """From cumulative counts, highest score first; every point has at least one alarm."""
+    precision = hits / (hits + false_alarms)
+    return float(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1])
+
+
+def _area_up_to(limit: float, x: Floats, y: Floats) -> float:
+    """Trapezoid area under a curve with rising x from x = 0 to the limit, cutting the last segment there."""
+    inside = int(np.searchsorted(x, limit, "right"))  # a vertical step at the limit belongs to the inside
+    if inside < x.size:
+        slope = (y[inside] - y[inside - 1]) / (x[inside] - x[inside - 1])
+        cut = y[inside - 1] + slope * (limit - x[inside - 1])
+        x, y = np.append(x[:inside], limit), np.append(y[:inside], cut)
+    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2)
