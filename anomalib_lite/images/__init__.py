@@ -1,0 +1,26 @@
+"""From anything a user has to uint8 RGB arrays (H, W, 3).
+
+- `reading`: decode one file, or one array; `UnreadableImageError`
+- `sources`: a folder, paths, arrays, PIL images or tensors as one `ImageSource`
+- `loading`: decode and resize in threads, in order
+- `mvtec`: the MVTec AD folder layout, images paired with masks
+- `download`: fetch a category of MVTec AD
+- `synthetic`: draw a set of metal nuts with defects and masks
+"""
+
+from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load, resize
+from anomalib_lite.images.reading import UnreadableImageError, read_image, read_mask, to_rgb
+from anomalib_lite.images.sources import ImageSource, open_source
+
+__all__ = [
+    "ImageSource",
+    "LoadedImage",
+    "UnreadableImage",
+    "UnreadableImageError",
+    "load",
+    "open_source",
+    "read_image",
+    "read_mask",
+    "resize",
+    "to_rgb",
+]

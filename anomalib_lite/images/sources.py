@@ -1,0 +1,270 @@
+"""Where images come from: a folder, paths, arrays, PIL images or tensors in; an `ImageSource` out.
+
+An `ImageSource` has ids, a length and `read(i)`. Files are decoded when they are read, never before, and a
+file that cannot be read stays in the list and says so then: one broken file does not stop a run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from PIL import Image
+
+from anomalib_lite.images.reading import UnreadableImageError, read_image, to_rgb
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """What a fit or a run of scoring reads images from; anything of this shape will do.
+
+    `read` may be called from several threads at once.
+    """
+
+    ids: list[str]
+
+    def __len__(self) -> int: ...
+
+    def read(self, i: int) -> np.ndarray:
+        """Return image `i` as uint8 RGB (H, W, 3), or raise `UnreadableImageError`."""
+        ...
+
+
+def open_source(images: Any) -> ImageSource:
+    """Make an image source of whatever holds the images.
+
+    Parameters
+    ----------
+    images : path, array, tensor, PIL image, bytes, a list of these, or ImageSource
+        - A folder: every image below it, sorted by path; ids are the paths relative to it, with ``/``. Hidden
+          files and folders are left out. Linked folders are followed, each folder once.
+        - A file, or a list of files: ids are the paths as given; a repeated one gets ``#2``, ``#3``. A
+          missing file stays in the list and is unreadable. A list may hold folders.
+        - An array (H, W), (H, W, C), (N, H, W) or (N, H, W, C), C being 1, 3 or 4, of the dtypes of `to_rgb`.
+          Of three axes, a last one of length 1, 3 or 4 holds channels, any other is a width.
+        - A torch tensor (H, W), (C, H, W) or (N, C, H, W), uint8 or float in [0, 1].
+        - A list of single images, mixed as you like: ids are ``image_0000``, ``image_0001``, ...
+        - An `ImageSource`, which is returned as it is.
+
+    Returns
+    -------
+    ImageSource
+        Of a folder only the ids are held in memory.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the only path given does not exist, or a folder holds no images.
+    ValueError
+        If the list or array is empty, or an array or tensor has a shape that is not of images.
+    TypeError
+        If `images` is none of the above.
+
+    Examples
+    --------
+    >>> source = open_source(np.zeros((2, 8, 8, 3), np.uint8))
+    >>> source.ids, source.read(0).shape
+    (['image_0000', 'image_0001'], (8, 8, 3))
+    """
+    if isinstance(images, ImageSource):
+        return images
+    if isinstance(images, str | os.PathLike):
+        path = Path(images)
+        if path.is_dir():
+            return FolderSource(path)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder; check the path")
+        return ListSource([path], [os.fspath(images)])
+    if isinstance(images, bytes | bytearray | Image.Image):
+        images = [images]
+    elif _is_tensor(images) or isinstance(images, np.ndarray):
+        images = _split(images)
+    elif not isinstance(images, Iterable) or isinstance(images, dict | set):
+        raise TypeError(
+            f"images of type {type(images).__name__} cannot be opened; give a folder, a path, an array, "
+            "a PIL image, a torch tensor or a list of these"
+        )
+    return _open_list(list(images))
+
+
+class FolderSource:
+    """The images below a folder; holds only their paths.
+
+    Parameters
+    ----------
+    root : Path
+        The folder.
+    ids : list of str, optional
+        Paths relative to `root`, with ``/``. By default every image below `root`, sorted.
+
+    Raises
+    ------
+    FileNotFoundError
+        If `ids` is not given and there is no image below `root`.
+    """
+
+    def __init__(self, root: Path, ids: list[str] | None = None) -> None:
+        if ids is None:
+            ids = list_images(root)
+            if not ids:
+                raise FileNotFoundError(_no_images(root))
+        self.root = root
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, i: int) -> np.ndarray:
+        """Decode image `i`: uint8 RGB (H, W, 3)."""
+        return read_image(self.root / self.ids[i], name=self.ids[i])
+
+    def __repr__(self) -> str:
+        return f"FolderSource({str(self.root)!r}, {len(self)} images)"
+
+
+class ListSource:
+    """Single images - paths, arrays, tensors, PIL images, encoded bytes - each with its id.
+
+    Parameters
+    ----------
+    items : sequence
+        One image each.
+    ids : list of str
+        As many as items.
+    """
+
+    def __init__(self, items: Sequence[Any], ids: list[str]) -> None:
+        self.items = items
+        self.ids = ids
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, i: int) -> np.ndarray:
+        """Decode or convert image `i`: uint8 RGB (H, W, 3)."""
+        item, name = self.items[i], self.ids[i]
+        if _is_tensor(item):
+            return to_rgb(_tensor_image(item, name), name=name)
+        if isinstance(item, np.ndarray):
+            return to_rgb(item, name=name)
+        return read_image(item, name=name)
+
+    def __repr__(self) -> str:
+        return f"ListSource({len(self)} images)"
+
+
+def list_images(folder: Path) -> list[str]:
+    """List the images below a folder as sorted paths relative to it, with ``/``; hidden ones are left out."""
+    return sorted(path for path in _walk(folder) if path.lower().endswith(SUFFIXES))
+
+
+def _walk(folder: Path) -> Iterable[str]:
+    """Yield every visible file below `folder`, relative to it, with ``/``."""
+    seen = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        # A linked folder may lead back to one above it; visiting each folder once ends the loop.
+        info = os.stat(parent)
+        if (info.st_dev, info.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        # Sorted, so that of two links to one folder the same one is followed on every machine.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        relative = Path(parent).relative_to(folder)
+        yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+
+
+def _no_images(folder: Path) -> str:
+    others = Counter(Path(path).suffix.lower() for path in _walk(folder))
+    found = ", ".join(f"{n} x {suffix or 'no suffix'}" for suffix, n in others.most_common(3))
+    text = f"{folder}: no images; looked in all its folders for {' '.join(suffix[1:] for suffix in SUFFIXES)}"
+    return (
+        f"{text}, found only {found}; convert them, or check the path" if found else f"{text}; check the path"
+    )
+
+
+def _open_list(items: list[Any]) -> ListSource:
+    if not items:
+        raise ValueError("no images: the list is empty; give at least one image")
+    flat: list[Any] = []
+    ids: list[str] = []
+    for i, item in enumerate(items):
+        if isinstance(item, str | os.PathLike):
+            path = os.fspath(item)
+            if os.path.isdir(path):
+                inside = FolderSource(Path(path))
+                flat += [inside.root / id_ for id_ in inside.ids]
+                ids += [(inside.root / id_).as_posix() for id_ in inside.ids]
+                continue
+            ids.append(path)
+        elif _is_tensor(item) or isinstance(item, np.ndarray | Image.Image | bytes | bytearray):
+            ids.append(f"image_{i:04d}")
+        else:
+            raise TypeError(
+                f"item {i} of the list is of type {type(item).__name__}; "
+                "give paths, arrays, PIL images or tensors"
+            )
+        flat.append(item)
+    return ListSource(flat, _made_unique(ids))
+
+
+def _made_unique(ids: list[str]) -> list[str]:
+    taken = set(ids)
+    seen: Counter[str] = Counter()
+    unique = []
+    for id_ in ids:
+        seen[id_] += 1
+        new = id_
+        if seen[id_] > 1:
+            while (new := f"{id_}#{seen[id_]}") in taken:
+                seen[id_] += 1
+            taken.add(new)
+        unique.append(new)
+    return unique
+
+
+def _is_tensor(x: Any) -> bool:
+    # Asked by name, so that opening a folder does not import torch.
+    return type(x).__module__.partition(".")[0] == "torch" and hasattr(x, "detach")
+
+
+def _split(images: Any) -> list[Any]:
+    """Split an array or tensor into single images."""
+    shape = tuple(images.shape)
+    channel_axis = -3 if _is_tensor(images) else -1
+    has_channels = len(shape) >= 3 and shape[channel_axis] in (1, 3, 4)
+    if 0 not in shape:
+        if len(shape) == 2 or (len(shape) == 3 and has_channels):
+            return [images]
+        # (N, H, W) is for arrays only: in a tensor, N and channels could not be told apart.
+        if (len(shape) == 4 and has_channels) or (len(shape) == 3 and not _is_tensor(images)):
+            return list(images)
+    expected = (
+        "(H, W), (C, H, W) or (N, C, H, W)"
+        if _is_tensor(images)
+        else "(H, W), (H, W, C), (N, H, W) or (N, H, W, C)"
+    )
+    kind = "tensor" if _is_tensor(images) else "array"
+    raise ValueError(
+        f"{kind} of shape {shape} holds no images; give {expected} with C = 1, 3 or 4 and no empty axis"
+    )
+
+
+def _tensor_image(tensor: Any, name: str) -> np.ndarray:
+    """Bring one tensor image (H, W) or (C, H, W) to an array with channels last."""
+    if tensor.ndim not in (2, 3) or (tensor.ndim == 3 and tensor.shape[0] not in (1, 3, 4)):
+        raise UnreadableImageError(
+            f"{name}: tensor of shape {tuple(tensor.shape)} is not an image; "
+            "give (H, W) or (C, H, W) with C = 1, 3 or 4"
+        )
+    tensor = tensor.detach().cpu()
+    if tensor.is_floating_point():
+        tensor = tensor.float()  # numpy has no bfloat16
+    array = tensor.numpy()
+    return array.transpose(1, 2, 0) if array.ndim == 3 else array
