@@ -18,8 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import bdtr, betaincinv, expit, logit, ndtri
 
-# Above this false-positive rate a segmentation is of no use: PRO is integrated no further (Bergmann et al.,
-# 2021).
+# Above this false-positive rate a segmentation is of no use: PRO is integrated no further.
 AUPRO_FPR_LIMIT = 0.3
 
 Floats = NDArray[np.float64]
@@ -387,14 +386,15 @@ class PixelCurves:
             reason = f"no good pixel in the masks of {self._n_images} images"
         if reason is not None:
             return PixelMetrics(None, None, None, self._n_images, self._n_regions, reason)
-        false_positive_rate = np.concatenate([[0.0], false_alarms / false_alarms[-1]])
-        true_positive_rate = np.concatenate([[0.0], hits / hits[-1]])
-        region_overlap = np.concatenate([[0.0], np.cumsum(covered[filled]) / self._n_regions])
+        n_good, n_defective = int(false_alarms[-1]), int(hits[-1])
+        x = np.concatenate([[0.0], false_alarms])
+        overlap = np.concatenate([[0.0], np.cumsum(covered[filled]) / self._n_regions])
+        aupro = _area_up_to(AUPRO_FPR_LIMIT, x / n_good, overlap) / AUPRO_FPR_LIMIT
         return PixelMetrics(
-            # A straight line across a bin is what counts its ties half.
-            pixel_auroc=_area_up_to(1.0, false_positive_rate, true_positive_rate),
+            # Whole numbers until the division, so no rounding; the straight line across a bin counts ties half.
+            pixel_auroc=_area_up_to(n_good, x, np.concatenate([[0.0], hits])) / (n_good * n_defective),
             pixel_ap=_average_precision(false_alarms, hits),
-            aupro=_area_up_to(AUPRO_FPR_LIMIT, false_positive_rate, region_overlap) / AUPRO_FPR_LIMIT,
+            aupro=min(aupro, 1.0),  # the weights of a region sum to 1 but for rounding
             n_images=self._n_images,
             n_regions=self._n_regions,
         )
