@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import bdtr, betaincinv, expit, logit, ndtri
 
-# Above this false-positive rate a segmentation is of no use: PRO is integrated no further.
+# Above this false-positive rate a segmentation is of no use (Bergmann et al.); PRO is integrated up to it.
 AUPRO_FPR_LIMIT = 0.3
 
 Floats = NDArray[np.float64]
@@ -38,7 +38,7 @@ class ImageMetrics:
     image_ap: float | None
     f1_max: float | None
     fpr_at_full_recall: float | None
-    per_defect: dict[str, float] = field(default_factory=dict)  # defect kind → AUROC against all good images
+    per_defect: dict[str, float] = field(default_factory=dict)  # kind → AUROC against all good
     reason: str | None = None
 
 
@@ -391,7 +391,7 @@ class PixelCurves:
         overlap = np.concatenate([[0.0], np.cumsum(covered[filled]) / self._n_regions])
         aupro = _area_up_to(AUPRO_FPR_LIMIT, x / n_good, overlap) / AUPRO_FPR_LIMIT
         return PixelMetrics(
-            # Whole numbers until the division, so no rounding; the straight line across a bin counts ties half.
+            # Whole numbers until the division: no rounding. The straight line across a bin counts ties half.
             pixel_auroc=_area_up_to(n_good, x, np.concatenate([[0.0], hits])) / (n_good * n_defective),
             pixel_ap=_average_precision(false_alarms, hits),
             aupro=min(aupro, 1.0),  # the weights of a region sum to 1 but for rounding
