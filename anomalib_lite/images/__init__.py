@@ -9,15 +9,18 @@
 """
 
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load, resize
+from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError, read_image, read_mask, to_rgb
 from anomalib_lite.images.sources import ImageSource, open_source
 
 __all__ = [
     "ImageSource",
     "LoadedImage",
+    "MVTecDataset",
     "UnreadableImage",
     "UnreadableImageError",
     "load",
+    "open_mvtec",
     "open_source",
     "read_image",
     "read_mask",
