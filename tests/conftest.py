@@ -1,0 +1,35 @@
+"""Images and weights that several tests share."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from anomalib_lite.images.synthetic import make_metal_nut
+
+
+@pytest.fixture(scope="session")
+def synthetic_set(tmp_path_factory):
+    """A small set of drawn metal nuts in the layout of MVTec AD."""
+    folder = tmp_path_factory.mktemp("synthetic") / "metal_nut"
+    return make_metal_nut(folder, n_train=16, n_good=6, n_defect=3, size=128)
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder that holds copies of real categories; they are never part of the checkout."""
+    return _beside_the_checkout("data", "ANOMALIB_LITE_DATA")
+
+
+@pytest.fixture(scope="session")
+def real_weights():
+    """The folder that holds weights of torchvision's networks."""
+    return _beside_the_checkout("weights", "ANOMALIB_LITE_WEIGHTS")
+
+
+def _beside_the_checkout(name, variable):
+    default = Path(__file__).parent.parent.parent / "shared" / name
+    folder = Path(os.environ.get(variable) or default)
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder}; set {variable} to run this test")
+    return folder
