@@ -136,8 +136,8 @@ class Calibration:
         target, tolerated = f"{100 * self.false_alarm_rate:.3g} %", f"{100 * self.tolerance_rate():.3g} %"
         guarantee = (
             f"on average at most {100 * self.guaranteed_rate:.3g} % of good images do, as long as they come "
-            f"from the same process as the {self.n} calibration images. With 95 % confidence the rate of this "
-            f"very threshold is at most {tolerated}."
+            f"from the same process as the {self.n} calibration images. With 95 % confidence the rate of "
+            f"this very threshold is at most {tolerated}."
         )
         if self.guarantee_met:
             return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}"
@@ -280,9 +280,9 @@ def out_of_sample_scores(
         raise ValueError(
             f"{images.size} image given: two images are needed to score one without having learnt from it"
         )
-    fold = _balanced_folds(n_rows, min(n_folds, images.size), random_state)[of_row]  # (n_rows,)
+    fold = _balanced_folds(n_rows, n_folds, random_state)[of_row]  # (n_rows,)
     scores = np.empty(image.size, dtype=np.float64)
-    for left_out in np.unique(fold):
+    for left_out in np.unique(fold):  # with fewer images than folds some are empty
         held_out = fold == left_out
         scorer = make_scorer()
         scorer.fit(rows[~held_out], image[~held_out])

@@ -63,10 +63,7 @@ def image_metrics(labels: ArrayLike, scores: ArrayLike, kinds: Sequence[str] | N
     scores : (n,) anomaly scores, higher = more anomalous.
     kinds : (n,) the kind of defect of each image; ignored for good images. None leaves `per_defect` empty.
 
-    Raises
-    ------
-    ValueError
-        If lengths differ, a label is neither 0 nor 1, or a score is NaN.
+    Raises ValueError where `auroc` does.
 
     Examples
     --------
@@ -205,16 +202,8 @@ def fpr_at_full_recall(labels: ArrayLike, scores: ArrayLike) -> float:
 def recall_at(labels: ArrayLike, scores: ArrayLike, threshold: float, inclusive: bool) -> float:
     """Share of defective samples that alarm at a threshold; good ones are not needed.
 
-    Parameters
-    ----------
-    labels, scores : as in `auroc`.
-    threshold : in the unit of the scores.
-    inclusive : whether a score equal to the threshold alarms. `Calibration.threshold` is exclusive.
-
-    Raises
-    ------
-    UndefinedMetricError
-        If no sample is defective.
+    `threshold` is in the unit of the scores; `inclusive` says whether a score equal to it alarms, which it
+    does not at a `Calibration.threshold`. Raises UndefinedMetricError if no sample is defective.
 
     Examples
     --------
@@ -231,10 +220,7 @@ def recall_at(labels: ArrayLike, scores: ArrayLike, threshold: float, inclusive:
 def per_kind_auroc(labels: ArrayLike, kinds: Sequence[str], scores: ArrayLike) -> dict[str, float]:
     """AUROC of each kind of defect against all good samples, in alphabetical order of the kinds.
 
-    Parameters
-    ----------
-    labels, scores : as in `auroc`, with the same errors.
-    kinds : (n,) the kind of each sample; ignored where the label is 0.
+    `kinds` (n,) holds the kind of each sample and is ignored where the label is 0. Otherwise as `auroc`.
 
     Examples
     --------
@@ -257,12 +243,8 @@ def per_kind_auroc(labels: ArrayLike, kinds: Sequence[str], scores: ArrayLike) -
 def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
     """Exact confidence interval of a rate of which `successes` of `n` trials were seen.
 
-    Clopper and Pearson, Biometrika 26 (1934): covers at least `level`, whatever the rate.
-
-    Raises
-    ------
-    ValueError
-        If not 0 <= successes <= n with n >= 1, or level is not in (0, 1).
+    Clopper and Pearson, Biometrika 26 (1934): covers at least `level`, whatever the rate. Raises ValueError
+    for counts that cannot be.
 
     Examples
     --------
@@ -283,11 +265,6 @@ def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
 
     A count of false alarms inside it is consistent with the target rate: the range holds at least `level`
     of the probability, with at most half of the rest on either side.
-
-    Raises
-    ------
-    ValueError
-        If p is not in [0, 1], n < 1, or level is not in (0, 1).
 
     Examples
     --------

@@ -73,7 +73,7 @@ def test_recall_at_names_the_strictness():
 
 def test_per_kind_auroc_compares_each_kind_with_all_good_ones():
     labels = [0, 0, 1, 1, 1]
-    kinds = ["good", "good", "bent", "scratch", "scratch"]
+    kinds = ["good", "scratch", "bent", "scratch", "scratch"]  # the kind of a good one does not count
     scores = [1.0, 2.0, 3.0, 0.0, 1.5]
     assert per_kind_auroc(labels, kinds, scores) == {"bent": 1.0, "scratch": 0.25}
 
@@ -115,6 +115,7 @@ class TestAurocInterval:
         scores[[21, 22]] = scores[[22, 21]]
         assert misordered_pairs(labels, scores) == 1
         assert auroc_interval(labels, scores)[0] <= perfect_low
+        assert auroc_interval(labels, -scores)[1] >= 1.0 - perfect_low
 
     @pytest.mark.parametrize(
         ("labels", "scores"),
