@@ -154,12 +154,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         If the file has no readable header.
     """
     name = _name_of(path)
-    with _named_errors(name, path):
-        image = _open(path, name)
-        with image:
-            # Orientations 5 to 8 stand the picture on its side.
-            turned = _orientation(image) >= 5
-            return (image.width, image.height) if turned else (image.height, image.width)
+    with _named_errors(name, path), _opened(path, name) as image:
+        # PIL turns a TIFF by itself, some versions when it is opened, others when it is decoded.
+        if image.format == "TIFF" and _orientation(image) != 1:
+            image.load()
+        turned = _orientation(image) >= 5  # 5 to 8 stand the picture on its side
+        return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _name_of(source: Any) -> str:
@@ -181,7 +181,7 @@ def _decode(source: Any, name: str, max_pixels: int) -> Image.Image:
             _check_pixels(source, name, max_pixels)
             source.load()
             return _upright(source)
-    with _named_errors(name, source), _open(source, name) as image:
+    with _named_errors(name, source), _opened(source, name) as image:
         _check_pixels(image, name, max_pixels)
         image.load()
         upright = _upright(image)
@@ -189,12 +189,15 @@ def _decode(source: Any, name: str, max_pixels: int) -> Image.Image:
         return upright
 
 
-def _open(source: Any, name: str) -> Image.Image:
-    """Open lazily: PIL parses the header and holds the file until the image is loaded or closed."""
+@contextlib.contextmanager
+def _opened(source: Any, name: str) -> Iterator[Image.Image]:
+    """Open an image lazily: its header is parsed, its pixels are not yet decoded."""
     if isinstance(source, bytes | bytearray | memoryview):
         if len(source) == 0:
             raise UnreadableImageError(f"{name}: empty (0 bytes); write the image again")
-        return Image.open(io.BytesIO(source), formats=FORMATS)
+        with Image.open(io.BytesIO(source), formats=FORMATS) as image:
+            yield image
+        return
     info = os.stat(source)
     if stat.S_ISDIR(info.st_mode):
         raise UnreadableImageError(
@@ -205,7 +208,10 @@ def _open(source: Any, name: str) -> Image.Image:
         raise UnreadableImageError(f"{name}: is not a regular file; copy the image to one")
     if info.st_size == 0:
         raise UnreadableImageError(f"{name}: empty (0 bytes); copy or record the image again")
-    return Image.open(source, formats=FORMATS)
+    # Opened here and not by PIL: from a path, PIL maps uncompressed files into memory, and garbles a TIFF
+    # that is to be turned (Pillow 13).
+    with open(source, "rb") as file, Image.open(file, formats=FORMATS) as image:
+        yield image
 
 
 def _check_pixels(image: Image.Image, name: str, max_pixels: int) -> None:
