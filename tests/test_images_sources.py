@@ -1,0 +1,176 @@
+"""Everything that holds images opens as one source, and a broken file waits for its turn."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.sources import ImageSource, open_source
+
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("b.png", "a.JPG", "deep/er/c.Tiff", ".hidden.png", ".cache/d.png", "notes.txt"):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[0]).save(path, "PNG")
+    return tmp_path / "images"
+
+
+def test_a_folder_lists_its_images_by_path_and_leaves_out_what_is_hidden(folder):
+    source = open_source(folder)
+    assert source.ids == ["a.JPG", "b.png", "deep/er/c.Tiff"]
+    assert len(source) == 3
+    np.testing.assert_array_equal(source.read(2), PIXELS[0])
+    assert open_source(str(folder)).ids == source.ids
+
+
+def test_linked_folders_are_followed_once_and_loops_end(folder, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    Image.fromarray(PIXELS[0]).save(outside / "e.png")
+    os.symlink(outside, folder / "linked")
+    os.symlink(folder, folder / "deep" / "loop")
+    assert open_source(folder).ids == ["a.JPG", "b.png", "deep/er/c.Tiff", "linked/e.png"]
+
+
+def test_an_unreadable_file_stays_in_the_list_and_is_named_when_read(folder):
+    (folder / "deep" / "broken.png").write_bytes(b"")
+    source = open_source(folder)
+    assert source.ids[2] == "deep/broken.png"
+    with pytest.raises(UnreadableImageError, match=r"^deep/broken\.png: empty"):
+        source.read(2)
+
+
+def test_folders_without_images_say_what_was_looked_for(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"no images; looked .* for png jpg .*; check the path"):
+        open_source(tmp_path)
+    (tmp_path / "scan.gif").touch()
+    with pytest.raises(FileNotFoundError, match=r"found only 1 x \.gif; convert them"):
+        open_source(tmp_path)
+
+
+def test_a_path_that_does_not_exist_is_an_error_alone_but_not_in_a_list(folder):
+    with pytest.raises(FileNotFoundError, match="gone: no such file or folder"):
+        open_source("gone")
+    source = open_source([folder / "b.png", "gone.png"])
+    assert source.read(0).shape == (6, 7, 3)
+    with pytest.raises(UnreadableImageError, match=r"^gone\.png: no such file"):
+        source.read(1)
+
+
+def test_paths_keep_their_names_and_repeated_ones_are_numbered(folder):
+    path = str(folder / "b.png")
+    assert open_source(path).ids == [path]
+    assert open_source([path, folder / "b.png", path + "#2", path]).ids == [
+        path,
+        f"{path}#3",
+        f"{path}#2",
+        f"{path}#4",
+    ]
+
+
+def test_a_list_may_hold_folders(folder):
+    ids = open_source([folder / "deep", folder / "b.png"]).ids
+    assert ids == [(folder / "deep/er/c.Tiff").as_posix(), str(folder / "b.png")]
+
+
+@pytest.mark.parametrize(
+    ("images", "n", "shape"),
+    [
+        (PIXELS, 5, (6, 7, 3)),
+        (PIXELS[0], 1, (6, 7, 3)),
+        (PIXELS[0, :, :, 0], 1, (6, 7, 3)),
+        (PIXELS[..., 0], 5, (6, 7, 3)),  # (N, H, W), for W is none of 1, 3 and 4
+        (PIXELS[..., :1], 5, (6, 7, 3)),
+        (torch.from_numpy(PIXELS).permute(0, 3, 1, 2), 5, (6, 7, 3)),
+        (torch.from_numpy(PIXELS[0]).permute(2, 0, 1), 1, (6, 7, 3)),
+        (torch.zeros(6, 7), 1, (6, 7, 3)),
+    ],
+)
+def test_arrays_and_tensors_split_into_images(images, n, shape):
+    source = open_source(images)
+    assert source.ids == [f"image_{i:04d}" for i in range(n)]
+    assert source.read(n - 1).shape == shape
+
+
+def test_tensors_hold_the_same_pixels_as_arrays():
+    tensor = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    np.testing.assert_array_equal(open_source(tensor).read(3), PIXELS[3])
+    np.testing.assert_array_equal(open_source(tensor.float() / 255).read(3), PIXELS[3])
+    assert open_source(torch.ones(3, 4, 4, dtype=torch.bfloat16)).read(0).max() == 255
+    learnt = torch.zeros(1, 3, 4, 4, requires_grad=True)
+    assert open_source(learnt).read(0).max() == 0
+
+
+def test_mixed_lists(folder):
+    image = Image.fromarray(PIXELS[1])
+    source = open_source(
+        [str(folder / "b.png"), PIXELS[2], image, torch.zeros(3, 6, 7), (folder / "b.png").read_bytes()]
+    )
+    assert source.ids == [str(folder / "b.png"), "image_0001", "image_0002", "image_0003", "image_0004"]
+    for i, expected in enumerate([PIXELS[0], PIXELS[2], PIXELS[1], PIXELS[0] * 0, PIXELS[0]]):
+        np.testing.assert_array_equal(source.read(i), expected)
+
+
+def test_a_generator_and_a_single_pil_image_are_accepted():
+    assert len(open_source(pixels for pixels in PIXELS)) == 5
+    np.testing.assert_array_equal(open_source(Image.fromarray(PIXELS[0])).read(0), PIXELS[0])
+
+
+def test_one_bad_array_in_a_list_is_unreadable_by_its_id():
+    source = open_source([PIXELS[0], PIXELS[0] * 2.5, torch.zeros(7, 8, 9)])
+    assert source.read(0).shape == (6, 7, 3)
+    with pytest.raises(UnreadableImageError, match=r"^image_0001: floats from"):
+        source.read(1)
+    with pytest.raises(UnreadableImageError, match=r"^image_0002: tensor of shape \(7, 8, 9\)"):
+        source.read(2)
+
+
+@pytest.mark.parametrize(
+    ("images", "error", "reason"),
+    [
+        ([], ValueError, "the list is empty"),
+        (np.zeros((0, 8, 8, 3)), ValueError, r"array of shape \(0, 8, 8, 3\) holds no images"),
+        (np.zeros((2, 3, 8, 8)), ValueError, r"give \(H, W\), \(H, W, C\)"),
+        (torch.zeros(2, 8, 8, 3), ValueError, r"give \(H, W\), \(C, H, W\) or \(N, C, H, W\)"),
+        (torch.zeros(7, 8, 9), ValueError, "tensor of shape"),
+        (7, TypeError, "type int cannot be opened"),
+        ({"a": 1}, TypeError, "type dict cannot be opened"),
+        ([PIXELS[0], 3.5], TypeError, "item 1 of the list is of type float"),
+    ],
+)
+def test_what_holds_no_images_is_an_error(images, error, reason):
+    with pytest.raises(error, match=reason):
+        open_source(images)
+
+
+def test_a_source_of_ones_own_is_returned_as_it_is():
+    class Camera:
+        ids = ("now",)
+
+        def __len__(self):
+            return 1
+
+        def read(self, i):
+            return PIXELS[i]
+
+    camera = Camera()
+    assert isinstance(camera, ImageSource)
+    assert open_source(camera) is camera
+
+
+def test_opening_a_folder_does_not_import_torch(folder):
+    code = (
+        "import sys; from anomalib_lite.images import open_source; "
+        f"open_source({str(folder)!r}).read(1); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": os.getcwd()})
