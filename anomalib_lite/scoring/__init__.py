@@ -1,0 +1,26 @@
+"""Scorers: good rows (n, d) in, anomaly scores (n,) of new rows out. They know nothing of images.
+
+`knn` compares with a bank of good rows, `kmeans` with centroids, `dbscan` with core samples, `subspace` with a
+shrunk Gaussian. `coreset` chooses banks, `neighbors` searches them.
+"""
+
+from .base import Scorer
+from .coreset import greedy_k_center
+from .dbscan import DBSCANScorer
+from .kmeans import KMeansScorer
+from .knn import KNNScorer
+from .subspace import SubspaceScorer
+
+SCORERS: dict[str, type[Scorer]] = {
+    scorer.name: scorer for scorer in (KNNScorer, KMeansScorer, DBSCANScorer, SubspaceScorer)
+}
+
+__all__ = [
+    "SCORERS",
+    "DBSCANScorer",
+    "KMeansScorer",
+    "KNNScorer",
+    "Scorer",
+    "SubspaceScorer",
+    "greedy_k_center",
+]

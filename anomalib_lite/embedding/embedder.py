@@ -1,0 +1,169 @@
+"""From images to embeddings: preprocessing, the truncated forward pass, and pooling to patches or one vector.
+
+uint8 RGB batches (n, h, w, 3) go in; float32 patch grids (n, gh, gw, d) or global vectors (n, d) come out.
+Preprocessing lives here and nowhere else, so that fitting, scoring and benchmarks cannot drift apart.
+
+Patches: every layer is averaged over 3 × 3 neighbours (stride 1, padded) at its own resolution, then all
+are brought to the finest grid in use, at finest one patch per 8 pixels, and their channels concatenated (Roth et al.,
+PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every layer over the image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..hardware import pick_device, pick_dtype
+from . import backbones
+from .builtin import FilterBank
+from .weights import IMAGENET, Weights, fingerprint
+
+Level = Literal["patch", "global"]
+
+BUILTIN = "builtin"
+# Finer grids cost memory and time with the square and describe pixels rather than parts.
+_FINEST_STRIDE = 8
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class Embedder:
+    """Embeds images with one backbone at one level.
+
+    Parameters
+    ----------
+    backbone : str
+        "builtin" (ships with the package, no download) or the name of a torchvision classification model.
+    layers : sequence of str or comma-separated str, optional
+        Layers to combine; "penultimate" for the classic vector before the classifier (global level only).
+        Default: the backbone's own choice in `embedding.backbones.BACKBONES`.
+    level : "patch" or "global"
+        One vector per patch of the image, or one per image.
+    weights : "imagenet", path, or state dict
+        Where a torchvision backbone's weights come from; see `embedding.weights.load_weights`.
+    image_size : int, optional
+        Images are resized to this square, in pixels. Default: the backbone's own.
+    device, dtype : str
+        "auto" chooses CUDA when there is one, and bf16 where the hardware computes it.
+    batch_size : int
+        Images per forward pass; changes speed and memory, not results beyond float rounding.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or "penultimate" is combined with the patch level.
+    WeightsError
+        If the weights cannot be had.
+    """
+
+    def __init__(
+        self,
+        backbone: str = BUILTIN,
+        *,
+        layers: str | Sequence[str] | None = None,
+        level: Level = "patch",
+        weights: Weights | None = None,
+        image_size: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 8,
+    ):
+        if level not in ("patch", "global"):
+            raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
+        self.backbone = backbone
+        self.level = level
+        self.image_size = image_size or backbones.default_input_size(backbone)
+        if self.image_size < 32:
+            raise ValueError(f"image_size={self.image_size}; networks need at least 32 pixels")
+        self.batch_size = max(1, batch_size)
+        self.device = pick_device(device)
+        # The filter bank works on small differences of intensities, which bf16 would round away.
+        self.dtype = pick_dtype("float32" if backbone == BUILTIN else dtype, self.device)
+        network: nn.Module
+        if backbone == BUILTIN:
+            if weights is not None or layers is not None:
+                raise ValueError("the built-in backbone has its own weights and layers; leave both out")
+            network, self.layers = FilterBank(), ()
+        else:
+            self.layers = backbones.resolve_layers(backbone, layers)
+            if level == "patch" and backbones.PENULTIMATE in self.layers:
+                raise ValueError("the penultimate layer has one vector per image; use level='global'")
+            network = backbones.build(backbone, self.layers, IMAGENET if weights is None else weights)
+        self.fingerprint = fingerprint(network)
+        self.network = network.eval().to(self.device, self.dtype, memory_format=torch.channels_last)
+        shape = (1, 1, 1, 3)
+        # The filter bank works on plain intensities; ImageNet's networks on standardised ones.
+        mean, std = ((0.0,) * 3, (1.0,) * 3) if backbone == BUILTIN else (_IMAGENET_MEAN, _IMAGENET_STD)
+        self._scale = (1 / (255 * torch.tensor(std))).view(shape).to(self.device)
+        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(self.device)
+
+    def describe(self) -> dict[str, object]:
+        """What another machine needs to build the same embedder, JSON-able."""
+        return {
+            "backbone": self.backbone,
+            "layers": list(self.layers),
+            "level": self.level,
+            "image_size": self.image_size,
+            "fingerprint": self.fingerprint,
+        }
+
+    def embed(self, images: np.ndarray) -> np.ndarray:
+        """Embed one batch of uint8 RGB images (n, h, w, 3), resized to (image_size, image_size) already.
+
+        Returns
+        -------
+        float32 (n, gh, gw, d) at the patch level, (n, d) at the global level.
+        """
+        with torch.inference_mode():
+            outputs = self.network(self.preprocess(images))
+            pooled = _patches(outputs, self.image_size) if self.level == "patch" else _global(outputs)
+        return pooled.float().cpu().numpy()
+
+    def embed_all(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Embed a stream of images (h, w, 3), batch by batch; yields one embedding per image."""
+        batch: list[np.ndarray] = []
+        for image in images:
+            batch.append(image)
+            if len(batch) == self.batch_size:
+                yield from self.embed(np.stack(batch))
+                batch = []
+        if batch:
+            yield from self.embed(np.stack(batch))
+
+    def preprocess(self, images: np.ndarray) -> Tensor:
+        """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        return (pixels * self._scale - self._shift).to(self.dtype).permute(0, 3, 1, 2)
+
+
+def _patches(outputs: list[Tensor], image_size: int) -> Tensor:
+    """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
+    averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]
+    side = min(max(level.shape[-1] for level in averaged), image_size // _FINEST_STRIDE)
+    return torch.cat([_to_grid(level, side) for level in averaged], dim=1).permute(0, 2, 3, 1)
+
+
+def _to_grid(level: Tensor, side: int) -> Tensor:
+    """Resize (n, c, h, w) to a square grid: averaging when it shrinks, bilinear when it grows."""
+    if level.shape[-1] == side:
+        return level
+    if level.shape[-1] > side:
+        return F.adaptive_avg_pool2d(level, side)
+    return F.interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
+
+
+def _global(outputs: list[Tensor]) -> Tensor:
+    """Mean and standard deviation of every layer over the image, (n, 2 × channels); vectors pass unchanged."""
+    pooled: list[Tensor] = []
+    for output in outputs:
+        if output.dim() == 2:
+            pooled.append(output.float())
+            continue
+        values = output.float()  # a variance in bf16 would lose its digits
+        pooled += [values.mean(dim=(2, 3)), values.std(dim=(2, 3), correction=0)]
+    return torch.cat(pooled, dim=1)

@@ -1,0 +1,159 @@
+"""Weights of a backbone: torchvision's by name, a local file, or random ones for tests.
+
+Only parameters of layers in use are looked at. Files are read without unpickling code
+(`torch.load(weights_only=True)` or safetensors). There is no silent fallback: weights that cannot be had are an
+error that says what to do offline.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+Weights = str | Path | Mapping[str, Tensor]
+
+IMAGENET = "imagenet"
+RANDOM = "random"
+
+
+class WeightsError(ValueError):
+    """Weights that cannot be had, cannot be read, or do not fit the layers in use."""
+
+
+def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tuple[str, ...] = ()) -> None:
+    """Fill `network`, laid out on the meta device, with parameters in float32.
+
+    Parameters
+    ----------
+    network : nn.Module
+        The part of the network in use.
+    name : str
+        torchvision's name of the network.
+    weights : "imagenet", "random", a path, or a state dict
+        "imagenet" downloads torchvision's default weights once, to where torchvision keeps them. A path names a
+        `.pth` or `.safetensors` state dict, which may hold more or less than the whole network as long as it
+        holds the layers in use. "random" is for tests: seeded, and useless for detection.
+    layers : tuple of str
+        The layers in use, for the error text.
+
+    Raises
+    ------
+    WeightsError
+        If the weights cannot be downloaded or read, or lack or misshape a parameter in use.
+    """
+    if isinstance(weights, str) and weights == RANDOM:
+        _fill_at_random(network)
+        return
+    state, origin = _read(name, weights)
+    wanted = network.state_dict()
+    # Counts batches seen in training; unused in eval mode and missing from old files.
+    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
+    missing = [key for key in wanted if key not in state and key not in optional]
+    if missing:
+        raise WeightsError(
+            f"{origin} lacks {len(missing)} of {len(wanted)} parameters that {name} needs for the layers "
+            f"{', '.join(layers)}, the first being {missing[0]!r}. Name layers that the file holds (it ends at "
+            f"{_last_name(state)}) or give a complete file"
+        )
+    for key, tensor in wanted.items():
+        if key in state and state[key].shape != tensor.shape:
+            raise WeightsError(
+                f"{origin}: {key} has shape {tuple(state[key].shape)}, {name} expects {tuple(tensor.shape)}; "
+                "it belongs to another network"
+            )
+    filled = {
+        key: state[key].float() if key in state else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        for key, tensor in wanted.items()
+    }
+    network.load_state_dict(filled, assign=True)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """SHA-256 over names, shapes and values of all parameters: equal if and only if the network computes the same.
+
+    Independent of where the weights came from and of the precision they run in later.
+    """
+    digest = hashlib.sha256()
+    for key, tensor in sorted(network.state_dict().items()):
+        if key.endswith("num_batches_tracked"):
+            continue
+        digest.update(f"{key}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+    if isinstance(weights, Mapping):
+        return weights, "the given state dict"
+    if isinstance(weights, str) and weights == IMAGENET:
+        return _torchvision_weights(name), f"torchvision's {name}"
+    path = Path(weights)
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}; give the path of a state dict, or weights='{IMAGENET}'")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path), path.name
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path.name} holds more than tensors and was not opened, since that could run code; save its "
+            f"state_dict() instead ({error.__class__.__name__})"
+        ) from error
+    except Exception as error:  # a damaged file can raise anything: zip, pickle, JSON and struct errors
+        raise WeightsError(f"{path.name} cannot be read as weights: {error}") from error
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]  # as training scripts wrap it
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(f"{path.name} is not a state dict (names to tensors); save model.state_dict()")
+    return state, path.name
+
+
+def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
+    from torchvision import models
+
+    entry = models.get_model_weights(name).DEFAULT
+    if name in _FIRST_RECIPE:
+        entry = models.get_model_weights(name)["IMAGENET1K_V1"]
+    try:
+        return entry.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:  # URLError is one
+        raise WeightsError(
+            f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on "
+            f"another machine and give weights=PATH, or put it into {torch.hub.get_dir()}/checkpoints; or use "
+            "backbone='builtin', which needs no download"
+        ) from error
+    except RuntimeError as error:  # torch.hub's word for a wrong checksum
+        raise WeightsError(f"the ImageNet weights of {name} arrived damaged ({error}); try again") from error
+
+
+# The later recipes train for crops and mixing and are known to describe patches less well; published
+# figures for patch banks are on the first.
+_FIRST_RECIPE = {"resnet18", "resnet50", "wide_resnet50_2", "vgg16", "inception_v3", "mobilenet_v2"}
+
+
+def _fill_at_random(network: nn.Module) -> None:
+    network.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, (nn.BatchNorm2d, nn.LayerNorm)):
+            module.weight.data.fill_(1)
+            module.bias.data.zero_()
+            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
+                module.running_mean.zero_()
+                module.running_var.fill_(1)  # type: ignore[union-attr]
+            continue
+        for tensor in module.parameters(recurse=False):
+            fan_in = max(1, tensor[0].numel()) if tensor.dim() > 1 else 1
+            scale = (2 / fan_in) ** 0.5 if tensor.dim() > 1 else 0.0
+            tensor.data.copy_(torch.randn(tensor.shape, generator=generator) * scale)
+
+
+def _last_name(state: Mapping[str, Tensor]) -> str:
+    return repr(list(state)[-1]) if state else "nothing: it is empty"

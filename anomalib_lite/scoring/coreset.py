@@ -1,0 +1,102 @@
+"""Greedy k-center coreset: the farthest-first traversal of a set of vectors, exact and fast.
+
+Rows (n, d) go in, the indices of the chosen centres come out. Every step takes the row farthest from
+all centres so far (Gonzalez 1985; used for memory banks by Roth et al., PatchCore, CVPR 2022, section 3.2).
+
+The plain loop reads all n rows once per centre and is bound by memory. Here distances to old centres,
+which can only shrink, serve as upper bounds: the next centre is looked for in a small pool of the
+rows with the largest bounds, and as long as the best of the pool beats every bound outside, it *is* the
+farthest row. Only when it no longer does are all rows brought up to date, against every centre chosen
+meanwhile, in one matrix product. The traversal is the same as the plain loop's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Rows that fit the second-level cache with their vectors (4096 × 128 floats = 2 MB).
+_POOL = 4096
+# Rows per block when all rows are updated: block × pending centres stay in cache.
+_BLOCK = 4096
+
+
+def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple[np.ndarray, float]:
+    """Choose `size` rows of `X` that cover the others with a small largest distance.
+
+    Time is that of one (n, d) × (d, size) matrix product plus small change; memory is one copy of `X` in
+    float32.
+
+    Parameters
+    ----------
+    X : array (n, d)
+        Vectors; compared by Euclidean distance.
+    size : int
+        Number of centres wanted. Fewer come back when `X` has fewer distinct rows.
+    random_state : int
+        Seed for the first centre, the only choice left open by the rule.
+
+    Returns
+    -------
+    indices : int64 array (m,), m <= size
+        Chosen rows in the order of choice: any prefix is a greedy coreset too.
+    radius : float
+        Covering radius: largest distance of a row to its nearest centre.
+
+    Examples
+    --------
+    >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
+    >>> indices, radius = greedy_k_center(X, 2)
+    >>> sorted(X[indices, 0] > 5), radius
+    ([False, True], 1.0)
+    """
+    rows = torch.as_tensor(np.ascontiguousarray(X, dtype=np.float32))
+    n = len(rows)
+    if n == 0 or size < 1:
+        raise ValueError(f"a coreset needs at least one row and one centre, got {n} rows and size={size}")
+    # Centring loses nothing and keeps |x|² - 2xy + |y|² from cancelling.
+    rows = rows - rows.mean(dim=0)
+    norms = (rows * rows).sum(dim=1)
+    first = int(np.random.default_rng(random_state).integers(n))
+    chosen = [first]
+    bounds = torch.full((n,), float("inf"))
+    _tighten(bounds, rows, norms, [first])
+
+    while len(chosen) < min(size, n):
+        pending = _traverse_pool(bounds, rows, norms, size - len(chosen))
+        if not pending:  # every row coincides with a centre
+            break
+        chosen += pending
+        _tighten(bounds, rows, norms, pending)
+    return np.asarray(chosen, dtype=np.int64), float(bounds.max().clamp(min=0).sqrt())
+
+
+def _traverse_pool(bounds: Tensor, rows: Tensor, norms: Tensor, wanted: int) -> list[int]:
+    """Take centres from the rows with the largest bounds for as long as they are surely the farthest."""
+    size = min(_POOL, len(bounds))
+    distance, pool = torch.topk(bounds, size, sorted=True)  # (size,) squared
+    outside = float(distance[-1]) if size < len(bounds) else 0.0
+    members, member_norms = rows[pool], norms[pool]
+    tolerance = 1e-6 * float(norms.max())  # what float32 leaves of the distance of a row to itself
+    taken: list[int] = []
+    while len(taken) < wanted:
+        farthest = int(distance.argmax())
+        reach = float(distance[farthest])
+        if reach <= tolerance or (reach < outside and taken):
+            break
+        taken.append(int(pool[farthest]))
+        to_centre = torch.addmv(member_norms + member_norms[farthest], members, members[farthest], alpha=-2)
+        torch.minimum(distance, to_centre, out=distance)
+        distance[farthest] = 0
+    return taken
+
+
+def _tighten(bounds: Tensor, rows: Tensor, norms: Tensor, centres: list[int]) -> None:
+    """Lower `bounds` in place to the squared distance to the nearest of `centres`, block by block."""
+    vectors, centre_norms = rows[centres], norms[centres]
+    for start in range(0, len(rows), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        squared = torch.addmm(centre_norms, rows[block], vectors.T, alpha=-2).amin(dim=1) + norms[block]
+        torch.minimum(bounds[block], squared, out=bounds[block])
+    bounds[centres] = 0

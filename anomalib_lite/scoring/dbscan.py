@@ -1,0 +1,174 @@
+"""DBSCAN on good rows: the score is the distance to the nearest core sample.
+
+A core sample has at least `min_samples` rows, itself included, within `eps` (Ester et al. 1996). scikit-learn's
+DBSCAN keeps all neighbour lists, quadratic memory when eps is large, and cannot score new rows; here neighbours are
+counted block by block, and core samples within eps of each other are joined into clusters on the way.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from .base import check_fitted, check_rows
+from .neighbors import NeighborIndex
+
+_BLOCK = 1024
+
+
+class DBSCANScorer:
+    """Euclidean distance to the nearest core sample of good rows.
+
+    Parameters
+    ----------
+    eps : float or "knee"
+        Radius of a neighbourhood. "knee" takes it from the sorted distances of the rows to their
+        `min_samples`-th neighbour in other groups (images), where the curve turns upwards.
+    min_samples : int
+        Rows within eps, itself included, that make a core sample.
+    random_state : int
+
+    Attributes
+    ----------
+    eps_ : float; core_samples_ : float32 (m, d); core_rows_ : int64 (m,) positions in the rows given to `fit`;
+    n_clusters_ : int; n_noise_ : int, rows farther than eps from every core sample.
+
+    Examples
+    --------
+    >>> good = np.random.default_rng(0).normal(size=(200, 2))
+    >>> scorer = DBSCANScorer().fit(good)
+    >>> bool(scorer.score([[9, 9]])[0] > scorer.score([[0, 0]])[0])
+    True
+    """
+
+    name: ClassVar[str] = "dbscan"
+    max_rows: ClassVar[int] = 32_768
+
+    def __init__(
+        self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, random_state: int = 0
+    ):
+        if eps != "knee" and not (isinstance(eps, (int, float)) and eps > 0):
+            raise ValueError(f"eps={eps!r}; give a distance above 0 or 'knee'")
+        if min_samples < 1:
+            raise ValueError(f"min_samples={min_samples}; at least 1")
+        self.eps = eps
+        self.min_samples = min_samples
+        self.random_state = random_state
+
+    def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> DBSCANScorer:
+        """Find the core samples among rows `X` (n, d); `groups` (n,) is the image of each row, for the knee.
+
+        Raises
+        ------
+        ValueError
+            If no row is a core sample (the message gives the smallest eps that makes one), or rows are not finite.
+        """
+        X = check_rows(X)
+        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
+        eps = self._knee(X, groups) if self.eps == "knee" else float(self.eps)
+        core = np.flatnonzero(_count_within(X, X, eps) >= self.min_samples)
+        if len(core) == 0:
+            raise ValueError(self._no_core_text(X, eps))
+        clusters = _count_clusters(X[core], eps)
+        noise = int((NeighborIndex(X[core]).search(X)[0][:, 0] > eps).sum())
+        self.eps_, self.core_rows_, self.n_clusters_, self.n_noise_ = eps, core, clusters, noise
+        self._set(X[core])
+        return self
+
+    def score(self, X: np.ndarray) -> np.ndarray:
+        """Anomaly scores (n,) of rows (n, d): distance to the nearest core sample; higher = more anomalous."""
+        check_fitted(self, "core_samples_")
+        return self._index.search(check_rows(X, self.core_samples_.shape[1]))[0][:, 0].astype(np.float64)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"eps": self.eps, "min_samples": self.min_samples, "random_state": self.random_state}
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"core_samples": self.core_samples_, "eps": np.array([self.eps_])}
+
+    @classmethod
+    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> DBSCANScorer:
+        scorer = cls(**parameters)
+        scorer.eps_ = float(state["eps"][0])
+        scorer._set(state["core_samples"])
+        return scorer
+
+    def _set(self, core: np.ndarray) -> None:
+        self._index = NeighborIndex(core)
+        self.core_samples_ = core
+
+    def _knee(self, X: np.ndarray, groups: np.ndarray) -> float:
+        distances = leave_out_k_distances(X, groups, max(1, self.min_samples - 1))
+        eps = float(distances[knee(distances)])
+        # Many identical rows put the knee at zero; the smallest positive distance still joins them.
+        positive = distances[distances > 0]
+        if eps == 0 and len(positive) == 0:
+            raise ValueError("all rows are the same, so distances have no knee; set eps to a number")
+        return eps or float(positive[0])
+
+    def _no_core_text(self, X: np.ndarray, eps: float) -> str:
+        if self.min_samples > len(X):
+            return f"min_samples={self.min_samples} is more than the {len(X)} rows; lower it"
+        enough = NeighborIndex(X).search(X, self.min_samples)[0][:, -1].min()
+        return (
+            f"eps={eps:.4g} makes no row a core sample of {self.min_samples} rows; the smallest eps that does is "
+            f"{enough:.4g}. Raise eps, lower min_samples, or use eps='knee'"
+        )
+
+
+def leave_out_k_distances(X: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+    """Sorted distances (n,) of rows (n, d) to their k-th nearest row of another group."""
+    largest = np.unique(groups, return_counts=True)[1].max()
+    others = len(X) - largest
+    if others == 0:
+        raise ValueError("all rows are of one image; distances to other images need a second one")
+    distances = NeighborIndex(X, groups).search(X, min(k, others), exclude=groups)[0][:, -1]
+    return np.sort(distances[np.isfinite(distances)]).astype(np.float64)
+
+
+def knee(values: np.ndarray) -> int:
+    """Index of the knee of an ascending curve: the point farthest below the chord from its first to its last.
+
+    Source: Satopaa et al., "Finding a kneedle in a haystack", 2011.
+    """
+    span = values[-1] - values[0]
+    if span <= 0:
+        return len(values) - 1
+    return int(np.argmax(np.linspace(0, 1, len(values)) - (values - values[0]) / span))
+
+
+def _count_within(X: np.ndarray, bank: np.ndarray, eps: float) -> np.ndarray:
+    """Number (n,) of bank rows within eps of every row."""
+    counts = np.empty(len(X), dtype=np.int64)
+    for start, near in _blocks_within(X, bank, eps):
+        counts[start : start + len(near)] = near.sum(axis=1)
+    return counts
+
+
+def _count_clusters(core: np.ndarray, eps: float) -> int:
+    """Number of connected components of core samples within eps of each other, in memory linear in their number."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    labels = np.arange(len(core))
+    for start, near in _blocks_within(core, core, eps):
+        row, column = np.nonzero(near)
+        # Join components, not rows: the graph shrinks as they merge.
+        joined = np.unique(np.stack([labels[row + start], labels[column]]), axis=1)
+        graph = coo_array((np.ones(joined.shape[1], bool), tuple(joined)), shape=(len(core), len(core)))
+        labels = connected_components(graph, directed=False)[1][labels]
+    return len(np.unique(labels))
+
+
+def _blocks_within(X: np.ndarray, bank: np.ndarray, eps: float):
+    """Yield (first row, bool (block, m)): which bank rows lie within eps of the rows of a block."""
+    centre = bank.mean(axis=0)
+    bank = bank - centre
+    norms = (bank**2).sum(axis=1)
+    for start in range(0, len(X), _BLOCK):
+        block = X[start : start + _BLOCK] - centre
+        squared = (block**2).sum(axis=1)[:, None] - 2 * (block @ bank.T) + norms
+        # What float32 leaves of the distance of a row to itself must not exceed a tiny eps.
+        rounding = 1e-6 * norms.max(initial=0)
+        yield start, squared <= eps**2 + rounding
