@@ -61,6 +61,16 @@ def test_sixteen_bits_are_scaled_by_their_full_range_and_not_clipped(suffix):
     assert pixels[0, :, 0].tolist() == [0, 1, 128, 255]
 
 
+def test_twelve_bits_are_scaled_by_their_own_range():
+    packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x0F, 0xFF])  # 4095, 0, 2048, 4095
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 6)]
+    entries = b"".join(
+        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags
+    )
+    tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + packed
+    assert read_image(tiff)[0, :, 0].tolist() == [255, 0, 128, 255]
+
+
 def test_integer_images_beyond_sixteen_bits_are_refused():
     image = Image.fromarray(np.array([[0, 70000]], np.int32))
     with pytest.raises(UnreadableImageError, match=r"from 0 to 70000.*8 or 16 bits"):
@@ -189,8 +199,9 @@ def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
 def test_postscript_is_never_handed_to_an_interpreter(tmp_path):
     path = tmp_path / "part.png"
     path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n")
-    with pytest.raises(UnreadableImageError, match="not an image"):
-        read_image(path)
+    for source in (path, path.read_bytes()):
+        with pytest.raises(UnreadableImageError, match="not an image"):
+            read_image(source)
 
 
 def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
@@ -293,11 +304,15 @@ def test_masks_of_every_mode_read_alike(tmp_path):
         np.testing.assert_array_equal(mask, truth, err_msg=name)
 
 
-def test_the_traces_of_compression_around_a_jpeg_mask_do_not_count(tmp_path):
+@pytest.mark.parametrize("orientation", [1, 3])
+def test_the_traces_of_compression_around_a_jpeg_mask_do_not_count(tmp_path, orientation):
     truth = np.zeros((64, 64), bool)
-    truth[16:48, 16:48] = True
-    Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60)
-    np.testing.assert_array_equal(read_mask(tmp_path / "mask.jpg"), truth)
+    truth[19:45, 19:45] = True  # across the blocks of 8 x 8, so that compression leaves traces
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(truth.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=60, exif=exif)
+    upright = truth if orientation == 1 else truth[::-1, ::-1]
+    np.testing.assert_array_equal(read_mask(tmp_path / "mask.jpg"), upright)
 
 
 def test_masks_are_resized_without_new_values(tmp_path):

@@ -33,6 +33,13 @@ def test_a_folder_lists_its_images_by_path_and_leaves_out_what_is_hidden(folder)
     assert open_source(str(folder)).ids == source.ids
 
 
+def test_the_order_is_that_of_the_paths_and_not_of_the_disk(tmp_path):
+    names = [f"{i:02d}.png" for i in range(30)]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+    assert open_source(tmp_path).ids == names
+
+
 def test_linked_folders_are_followed_once_and_loops_end(folder, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
