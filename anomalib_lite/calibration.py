@@ -5,7 +5,7 @@ an alarm threshold. The guarantee is marginal: over draws of calibration and new
 image alarms with at most the false-alarm rate, as long as new good images are exchangeable with the
 calibration ones (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Angelopoulos and
 Bates, Foundations and Trends in Machine Learning 16 (2023)). It is exact for images held out of the fit.
-Scores of `out_of_sample_scores` come from scorers fitted on fewer images than the final one, so there it
+Scores of `CrossFit` come from scorers fitted on fewer images than the final one, so there it
 holds approximately (cross-conformal prediction, Vovk, Annals of Mathematics and Artificial Intelligence 74
 (2015)).
 """
@@ -25,7 +25,7 @@ Floats = NDArray[np.float64]
 
 
 class FoldScorer(Protocol):
-    """What `out_of_sample_scores` needs of a scorer."""
+    """What `CrossFit` needs of a scorer."""
 
     def fit(self, X: Any, groups: Any) -> Any: ...
 
@@ -229,14 +229,8 @@ def images_needed(false_alarm_rate: float) -> int:
     return n
 
 
-def out_of_sample_scores(
-    make_scorer: Callable[[], FoldScorer],
-    X: ArrayLike,
-    groups: ArrayLike,
-    n_folds: int = 5,
-    random_state: int = 0,
-) -> Floats:
-    """Score every row by a scorer that has not seen its image.
+class CrossFit:
+    """Scorers fitted with one fold of images left out each, to score every image as if it were new.
 
     Costs `n_folds` fits on (n_folds - 1) / n_folds of the rows each. All rows of an image stay in one fold,
     since the patches of one image know each other. More folds come closer to the final scorer, which sees
@@ -245,19 +239,13 @@ def out_of_sample_scores(
     Parameters
     ----------
     make_scorer : returns an unfitted scorer with fit(X, groups) and score(X) -> (n,).
-    X : (n_rows, d) embedding vectors.
-    groups : (n_rows,) which image a row came from.
     n_folds : at least 2; with fewer images than folds every image is left out once.
     random_state : seed of the assignment of images to folds.
-
-    Returns
-    -------
-    (n_rows,) anomaly scores, in the order of the rows.
 
     Raises
     ------
     ValueError
-        If there is only one image, n_folds < 2, `groups` does not match X, or a scorer returns a wrong shape.
+        If n_folds < 2.
 
     Examples
     --------
@@ -267,30 +255,60 @@ def out_of_sample_scores(
     ...         return self
     ...     def score(self, X):
     ...         return np.linalg.norm(X - self.mean_, axis=1)
-    >>> out_of_sample_scores(DistanceToMean, [[0.0], [2.0], [4.0]], groups=[0, 1, 2]).tolist()
+    >>> X, groups = np.array([[0.0], [2.0], [4.0]]), np.array([0, 1, 2])
+    >>> CrossFit(DistanceToMean).fit(X, groups).score_excluding(X, groups).tolist()
     [3.0, 0.0, 3.0]
     """
-    rows, image = np.asarray(X), np.asarray(groups)
-    if image.ndim != 1 or rows.ndim < 1 or image.size != rows.shape[0]:
-        raise ValueError(f"groups {image.shape} and X {rows.shape}: need the image of every row")
-    if n_folds < 2:
-        raise ValueError(f"n_folds is {n_folds}: at least 2 folds are needed to leave one out")
-    images, of_row, n_rows = np.unique(image, return_inverse=True, return_counts=True)
-    if images.size < 2:
-        raise ValueError(
-            f"{images.size} image given: two images are needed to score one without having learnt from it"
-        )
-    fold = _balanced_folds(n_rows, n_folds, random_state)[of_row]  # (n_rows,)
-    scores = np.empty(image.size, dtype=np.float64)
-    for left_out in np.unique(fold):  # with fewer images than folds some are empty
-        held_out = fold == left_out
-        scorer = make_scorer()
-        scorer.fit(rows[~held_out], image[~held_out])
-        fold_scores = np.asarray(scorer.score(rows[held_out]), dtype=np.float64)
-        if fold_scores.shape != (held_out.sum(),):
-            raise ValueError(f"scorer returned shape {fold_scores.shape} for {held_out.sum()} rows")
-        scores[held_out] = fold_scores
-    return scores
+
+    def __init__(self, make_scorer: Callable[[], FoldScorer], n_folds: int = 5, random_state: int = 0):
+        if n_folds < 2:
+            raise ValueError(f"n_folds is {n_folds}: at least 2 folds are needed to leave one out")
+        self.make_scorer = make_scorer
+        self.n_folds = n_folds
+        self.random_state = random_state
+
+    def fit(self, X: ArrayLike, groups: ArrayLike) -> CrossFit:
+        """Fit one scorer per fold on rows (n, d) of the other folds; `groups` (n,) is the image of each row.
+
+        Raises
+        ------
+        ValueError
+            If there is only one image, or `groups` does not match X.
+        """
+        rows, image = _rows_and_groups(X, groups)
+        images, of_row, n_rows = np.unique(image, return_inverse=True, return_counts=True)
+        if images.size < 2:
+            raise ValueError(
+                f"{images.size} image given: two images are needed to score one without having learnt from it"
+            )
+        fold = _balanced_folds(n_rows, self.n_folds, self.random_state)  # (n_images,)
+        scorers = {}
+        for left_out in np.unique(fold):  # with fewer images than folds some are empty
+            seen = fold[of_row] != left_out
+            scorers[int(left_out)] = self.make_scorer().fit(rows[seen], image[seen])
+        self.scorers_ = scorers
+        self.fold_of_ = dict(zip(images.tolist(), fold.tolist(), strict=True))
+        return self
+
+    def score_excluding(self, X: ArrayLike, groups: ArrayLike) -> Floats:
+        """Scores (n,) of rows (n, d), each by the scorer that has not seen its image.
+
+        Raises
+        ------
+        ValueError
+            If `groups` does not match X, or a scorer returns a wrong shape.
+        """
+        rows, image = _rows_and_groups(X, groups)
+        # An image that was in no fold is new to every scorer.
+        fold = np.array([self.fold_of_.get(group, 0) for group in image.tolist()])
+        scores = np.empty(image.size, dtype=np.float64)
+        for left_out in np.unique(fold):
+            held_out = fold == left_out
+            fold_scores = np.asarray(self.scorers_[int(left_out)].score(rows[held_out]), dtype=np.float64)
+            if fold_scores.shape != (held_out.sum(),):
+                raise ValueError(f"scorer returned shape {fold_scores.shape} for {held_out.sum()} rows")
+            scores[held_out] = fold_scores
+        return scores
 
 
 def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
@@ -329,6 +347,13 @@ def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
     excess = float(max(np.max(np.arange(1, m + 1) / m - ordered), 0.0))  # sup over a of share(p <= a) - a
     # Limit of the one-sided two-sample statistic (Smirnov, 1939).
     return Drift(excess, math.exp(-2 * excess**2 * m * n_calibration / (m + n_calibration)))
+
+
+def _rows_and_groups(X: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    rows, image = np.asarray(X), np.asarray(groups)
+    if image.ndim != 1 or rows.ndim < 1 or image.size != rows.shape[0]:
+        raise ValueError(f"groups {image.shape} and X {rows.shape}: need the image of every row")
+    return rows, image
 
 
 def _finite_vector(values: ArrayLike, name: str) -> Floats:

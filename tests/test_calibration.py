@@ -7,11 +7,15 @@ import pytest
 
 from anomalib_lite.calibration import (
     Calibration,
+    CrossFit,
     conformal_p_values,
     drift,
     images_needed,
-    out_of_sample_scores,
 )
+
+
+def out_of_sample_scores(make_scorer, X, groups, n_folds=5, random_state=0):
+    return CrossFit(make_scorer, n_folds, random_state).fit(X, groups).score_excluding(X, groups)
 
 
 def tied_scores(n, seed=0):

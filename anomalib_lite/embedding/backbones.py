@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from .weights import Weights, load_weights
+from anomalib_lite.embedding.weights import Weights, load_weights
 
 PENULTIMATE = "penultimate"
 

@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..hardware import pick_device, pick_dtype
-from . import backbones
-from .builtin import FilterBank
-from .weights import IMAGENET, Weights, fingerprint
+from anomalib_lite.hardware import pick_device, pick_dtype
+from anomalib_lite.embedding import backbones
+from anomalib_lite.embedding.builtin import FilterBank
+from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
 
 Level = Literal["patch", "global"]
 

@@ -4,12 +4,12 @@
 shrunk Gaussian. `coreset` chooses banks, `neighbors` searches them.
 """
 
-from .base import Scorer
-from .coreset import greedy_k_center
-from .dbscan import DBSCANScorer
-from .kmeans import KMeansScorer
-from .knn import KNNScorer
-from .subspace import SubspaceScorer
+from anomalib_lite.scoring.base import Scorer
+from anomalib_lite.scoring.coreset import greedy_k_center
+from anomalib_lite.scoring.dbscan import DBSCANScorer
+from anomalib_lite.scoring.kmeans import KMeansScorer
+from anomalib_lite.scoring.knn import KNNScorer
+from anomalib_lite.scoring.subspace import SubspaceScorer
 
 SCORERS: dict[str, type[Scorer]] = {
     scorer.name: scorer for scorer in (KNNScorer, KMeansScorer, DBSCANScorer, SubspaceScorer)

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .base import check_fitted, check_rows
-from .neighbors import NeighborIndex
+from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.neighbors import NeighborIndex
 
 _BLOCK = 1024
 

@@ -6,9 +6,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .base import check_fitted, check_rows
-from .coreset import greedy_k_center
-from .neighbors import NeighborIndex
+from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.coreset import greedy_k_center
+from anomalib_lite.scoring.neighbors import NeighborIndex
 
 _CANDIDATES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # cluster counts tried by the silhouette
 _SILHOUETTE_ROWS = 2000  # the silhouette is quadratic in rows

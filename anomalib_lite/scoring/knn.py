@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from .base import check_fitted, check_rows
-from .coreset import greedy_k_center
-from .neighbors import NeighborIndex
+from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.coreset import greedy_k_center
+from anomalib_lite.scoring.neighbors import NeighborIndex
 
 Selection = Literal["k-center", "random", "full"]
 

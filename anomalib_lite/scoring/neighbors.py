@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..hardware import has_fast_bf16, pick_device
+from anomalib_lite.hardware import has_fast_bf16, pick_device
 
 _BLOCK = 1024  # queries at a time: their similarities to a bank of thousands stay in cache
 _GROUP = 64  # bank rows whose maximum is taken first, so that the sort sees m / 64 values

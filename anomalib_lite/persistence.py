@@ -1,0 +1,108 @@
+"""A fitted detector as one file: arrays and a JSON manifest in the safetensors format. Never pickle.
+
+Opening such a file reads numbers and text and runs nothing. It is written beside its target and moved into
+place, so a full disk or a kill leaves the old model as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FORMAT = "anomalib_lite"
+VERSION = 1  # raised when a file can no longer be read by the code before it
+_MANIFEST = "manifest"
+
+
+class ModelFileError(ValueError):
+    """A file that is not a detector, is damaged, or was made by a newer version or another backbone."""
+
+
+def save_file(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> Path:
+    """Write arrays and manifest to `path`, atomically.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full; the old file, if any, is untouched.
+    """
+    from safetensors.numpy import save
+
+    path = Path(path)
+    header = json.dumps({"format": FORMAT, "version": VERSION, **manifest})
+    content = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, {_MANIFEST: header})
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner only
+        os.replace(temporary, path)
+    except OSError as error:
+        Path(temporary).unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+    except BaseException:  # also a keyboard interrupt leaves no litter
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Read arrays and manifest of a file written by `save_file`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ModelFileError
+        If it is not a detector, is damaged, or is of a newer version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no model file {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelFileError(
+            f"{path.name} is not a model file or is damaged ({error}); detectors are .safetensors files written by save()"
+        ) from error
+    try:
+        manifest = json.loads(metadata[_MANIFEST])
+        kind, version = manifest["format"], manifest["version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ModelFileError(
+            f"{path.name} is a safetensors file but not a detector of {FORMAT}; it has no manifest"
+        ) from error
+    if kind != FORMAT:
+        raise ModelFileError(f"{path.name} is of format {kind!r}, not {FORMAT!r}")
+    if not isinstance(version, int) or version > VERSION:
+        raise ModelFileError(
+            f"{path.name} has format version {version}, this installation reads up to {VERSION}; "
+            "update the package with pip install -U anomalib_lite"
+        )
+    return arrays, manifest
+
+
+def _unwritable(path: Path, error: OSError) -> OSError:
+    return OSError(
+        error.errno, f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place"
+    )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
