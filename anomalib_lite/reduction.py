@@ -209,6 +209,55 @@ class PCA:
         self._offset = (self.mean_ @ axes).astype(np.float32)
 
 
+class Standardizer:
+    """Centre every dimension and divide it by its standard deviation; no dimension is lost.
+
+    Attributes
+    ----------
+    mean_, scale_ : (d,); dimensions without variance have scale 1.
+    """
+
+    def fit(self, X: np.ndarray) -> Standardizer:
+        """Learn from rows (n, d)."""
+        X = _checked(X)
+        if len(X) < 2:
+            raise ValueError("standardising needs at least two rows")
+        deviation = X.std(axis=0, dtype=np.float64, ddof=1)
+        self.mean_ = X.mean(axis=0, dtype=np.float64)
+        self.scale_ = np.where(deviation > 1e-9 * max(deviation.max(), 1e-30), deviation, 1.0)
+        return self
+
+    def transform(self, X: np.ndarray) -> np.ndarray:
+        """Standardised rows (n, d) float32.
+
+        Raises
+        ------
+        ValueError
+            If rows have another dimension than those learnt from.
+        """
+        X = np.asarray(X)
+        if X.ndim != 2 or X.shape[1] != len(self.mean_):
+            raise ValueError(f"X has shape {X.shape}; learnt on rows of {len(self.mean_)} dimensions")
+        return ((X - self.mean_) / self.scale_).astype(np.float32)
+
+    def state(self) -> dict[str, np.ndarray]:
+        return {"mean": self.mean_, "scale": self.scale_}
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> Standardizer:
+        standardizer = cls()
+        standardizer.mean_, standardizer.scale_ = state["mean"], state["scale"]
+        return standardizer
+
+
+Reduction = PCA | Standardizer
+
+
+def restore_reduction(state: dict[str, np.ndarray]) -> Reduction:
+    """The reduction whose `state` this is."""
+    return PCA.from_state(state) if "components" in state else Standardizer.from_state(state)
+
+
 def _checked(X: np.ndarray) -> np.ndarray:
     X = np.asarray(X)
     if X.ndim != 2:

@@ -11,16 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_lite.images.loading import UnreadableImage
+
 # Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
 _SMOOTHING = 0.5
-
-
-@dataclass(frozen=True)
-class Unreadable:
-    """An image that could not be scored, and why."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Scores:
     map_scale : (low, high)
         The scores painted as wholly good and wholly bad, the same for all images.
     nearest : list of Nearest, or None for scorers other than kNN
-    unreadable : list of Unreadable
+    unreadable : list of UnreadableImage
     """
 
     ids: list[str]
@@ -73,7 +67,7 @@ class Scores:
     patch_scores: np.ndarray | None = None
     map_scale: tuple[float, float] = (0.0, 1.0)
     nearest: list[Nearest] | None = None
-    unreadable: list[Unreadable] = field(default_factory=list)
+    unreadable: list[UnreadableImage] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -196,7 +190,7 @@ class Evaluation:
     at_rates: list[AtRate]
     per_defect: dict[str, float]
     reasons: list[str]
-    unreadable: list[Unreadable]
+    unreadable: list[UnreadableImage]
     pairing_problems: list[str]
     config: dict[str, Any]
 
