@@ -1,1 +1,64 @@
-"""Visual anomaly detection from good images only."""
+"""Visual anomaly detection from good images only.
+
+Show it pictures of good parts; it tells which new pictures are not good, where, and how sure it is:
+
+    from anomalib_lite import fit, score
+
+    detector = fit("metal_nut/train/good")
+    scores = score(detector, "metal_nut/test")
+
+Names are imported when they are first used: importing the package loads neither torch nor anything slow.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Detector": "detector",
+    "fit": "detector",
+    "score": "detector",
+    "NoGoodImagesError": "fitting",
+    "evaluate": "evaluation",
+    "Scores": "results",
+    "Evaluation": "results",
+    "ModelFileError": "persistence",
+    "UnreadableImageError": "images.reading",
+    "WeightsError": "embedding.weights",
+    "PCA": "reduction",
+    "KNNScorer": "scoring",
+    "KMeansScorer": "scoring",
+    "DBSCANScorer": "scoring",
+    "SubspaceScorer": "scoring",
+    "greedy_k_center": "scoring",
+    "Calibration": "calibration",
+    "make_metal_nut": "images.synthetic",
+    "download": "images.download",
+}
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - names, as strings
+
+if TYPE_CHECKING:
+    from anomalib_lite.calibration import Calibration
+    from anomalib_lite.detector import Detector, fit, score
+    from anomalib_lite.embedding.weights import WeightsError
+    from anomalib_lite.evaluation import evaluate
+    from anomalib_lite.fitting import NoGoodImagesError
+    from anomalib_lite.images.download import download
+    from anomalib_lite.images.reading import UnreadableImageError
+    from anomalib_lite.images.synthetic import make_metal_nut
+    from anomalib_lite.persistence import ModelFileError
+    from anomalib_lite.reduction import PCA
+    from anomalib_lite.results import Evaluation, Scores
+    from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -34,8 +34,8 @@ def save_file(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manif
     from safetensors.numpy import save
 
     path = Path(path)
-    header = json.dumps({"format": FORMAT, "version": VERSION, **manifest})
-    content = save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, {_MANIFEST: header})
+    header = json.dumps({**manifest, "format": FORMAT, "version": VERSION})
+    content = save({key: np.asarray(value, order="C") for key, value in arrays.items()}, {_MANIFEST: header})
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:
@@ -77,7 +77,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(
-            f"{path.name} is not a model file or is damaged ({error}); detectors are .safetensors files written by save()"
+            f"{path.name} is not a model file or is damaged ({error}); detectors are .safetensors files written by "
+            "save()"
         ) from error
     try:
         manifest = json.loads(metadata[_MANIFEST])
@@ -98,7 +99,8 @@ def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
 
 def _unwritable(path: Path, error: OSError) -> OSError:
     return OSError(
-        error.errno, f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place"
+        error.errno,
+        f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place",
     )
 
 

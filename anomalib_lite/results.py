@@ -85,7 +85,9 @@ class Scores:
         grid = self.patch_scores[i]
         height, width = self.image_sizes[i]
         rows = _resizing(grid.shape[0], height)
-        columns = rows if (grid.shape[1], width) == (grid.shape[0], height) else _resizing(grid.shape[1], width)
+        columns = (
+            rows if (grid.shape[1], width) == (grid.shape[0], height) else _resizing(grid.shape[1], width)
+        )
         return rows @ grid @ columns.T
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,7 +124,9 @@ class Scores:
                 writer.writerow([_as_text(entry.id), "", "", "", _as_text(entry.reason)])
         return path
 
-    def save_overlays(self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False) -> list[Path]:
+    def save_overlays(
+        self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
+    ) -> list[Path]:
         """Write every image with its heat map over it as PNG, all on one colour scale.
 
         Parameters
@@ -201,6 +205,38 @@ class Evaluation:
     def to_json(self) -> str:
         """One JSON object."""
         return json.dumps(self.to_dict())
+
+    def to_text(self) -> str:
+        """The metrics, to read."""
+        low, high = self.image_auroc_ci or (None, None)
+        lines = [
+            f"image AUROC   {_number(self.image_auroc)}  (95 % interval {_number(low)} to {_number(high)}, "
+            f"{_number(self.misordered_pairs, 1)} misordered pairs)",
+            f"image AP      {_number(self.image_ap)}",
+            f"best F1       {_number(self.f1_max)}",
+            f"FPR at full recall {_number(self.fpr_at_full_recall)}",
+            f"pixel AUROC   {_number(self.pixel_auroc)}   pixel AP {_number(self.pixel_ap)}   AUPRO {_number(self.aupro)}   "
+            f"({self.n_masks} masks)",
+            *(f"  {kind:<20} image AUROC {_number(value)}" for kind, value in self.per_defect.items()),
+            *(
+                f"at a target of {at.false_alarm_rate_target:.3g}: {_number(at.false_alarm_rate_observed)} of "
+                f"{self.n_test_good} good images alarm, recall {_number(at.recall_at_threshold)}"
+                + ("" if at.guarantee_met else " (too few training images to guarantee it)")
+                for at in self.at_rates
+            ),
+            self.guarantee,
+            f"{self.n_train} images fitted in {self.fit_seconds:.1f} s; {1000 * self.seconds_per_image:.1f} ms per image; "
+            f"model {self.model_mb:.2f} MB; peak memory {_number(self.peak_rss_mb, 0)} MB",
+            *self.reasons,
+            *(f"pairing: {problem}" for problem in self.pairing_problems[:3]),
+        ]
+        if len(self.pairing_problems) > 3:
+            lines.append(f"… and {len(self.pairing_problems) - 3} more pairing problems")
+        return "\n".join(lines)
+
+
+def _number(value: float | None, digits: int = 4) -> str:
+    return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def _resizing(cells: int, pixels: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, fx, nn
 
-from anomalib_lite.embedding.weights import Weights, load_weights
+from anomalib_lite.embedding.weights import StoredWeights, Weights, load_weights
 
 PENULTIMATE = "penultimate"
 
@@ -132,7 +132,7 @@ def resolve_layers(name: str, layers: str | Sequence[str] | None) -> tuple[str, 
     Raises
     ------
     ValueError
-        If there is no such backbone, or it has no defaults and no layers are named.
+        If there is no such backbone, it has no defaults and no layers are named, or the list of names is empty.
     """
     if name not in _classifiers():
         raise ValueError(f"no backbone {name!r}; known: builtin, {', '.join(_classifiers())}")
@@ -143,7 +143,12 @@ def resolve_layers(name: str, layers: str | Sequence[str] | None) -> tuple[str, 
                 f"one of stride 16. With defaults: builtin, {', '.join(BACKBONES)}"
             )
         return BACKBONES[name].default_layers
-    return tuple(part for part in layers.split(",") if part) if isinstance(layers, str) else tuple(layers)
+    named = (
+        tuple(part.strip() for part in layers.split(",") if part.strip()) if isinstance(layers, str) else tuple(layers)
+    )
+    if not named:
+        raise ValueError(f"layers={layers!r} names no layer; leave it out for the default ones")
+    return named
 
 
 def build(name: str, layers: tuple[str, ...], weights: Weights) -> TruncatedNetwork:
@@ -166,9 +171,13 @@ def build(name: str, layers: tuple[str, ...], weights: Weights) -> TruncatedNetw
         If the weights cannot be had or lack a layer in use.
     """
     graph = _cut(name, _lay_out(name), layers)
-    channels = _channels(graph, default_input_size(name))
-    load_weights(graph, name, weights, layers=layers)
-    _fold_batch_norm(graph)
+    channels = _channels(graph, name, layers)
+    if isinstance(weights, StoredWeights):
+        _fold_batch_norm(graph)  # on the meta device: only the structure changes
+        load_weights(graph, name, weights, layers=layers)
+    else:
+        load_weights(graph, name, weights, layers=layers)
+        _fold_batch_norm(graph)
     return TruncatedNetwork(graph, layers, channels)
 
 
@@ -197,14 +206,16 @@ def _cut(name: str, model: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule
             nodes[layer] = known.penultimate if known else "flatten"
         else:
             nodes[layer] = known.layers[layer].node if known and layer in known.layers else layer
-    names = get_graph_node_names(model)[1]
+    try:
+        names = get_graph_node_names(model)[1]
+    except (AssertionError, fx.proxy.TraceError) as error:  # transformers of one fixed input size
+        raise ValueError(
+            f"{name} cannot be taken apart ({error}); choose a convolutional network, such as {', '.join(BACKBONES)}"
+        ) from error
     for layer, node in nodes.items():
         if not any(other == node or other.startswith(node + ".") for other in names):
             valid = list(known.layers) if known else _blocks(names)
             raise ValueError(f"{name} has no layer {layer!r}; valid: {', '.join([*valid, PENULTIMATE])}")
-    # Two names for one node would make the extractor return it once; ours are checked to be distinct.
-    if len(set(nodes.values())) < len(nodes):
-        raise ValueError(f"the layers {', '.join(layers)} are not distinct")
     graph = create_feature_extractor(model, {node: layer for layer, node in nodes.items()}).eval()
     _keep_outputs_intact(graph)
     return graph
@@ -220,16 +231,30 @@ def _keep_outputs_intact(graph: fx.GraphModule) -> None:
     returned = {arg for node in graph.graph.nodes if node.op == "output" for arg in node.all_input_nodes}
     modules = dict(graph.named_modules())
     for node in graph.graph.nodes:
-        if node.op == "call_module" and returned & set(node.all_input_nodes):
-            module = modules[node.target]
-            if getattr(module, "inplace", False):
-                module.inplace = False
+        if not returned & set(node.all_input_nodes):
+            continue
+        if node.op == "call_module" and getattr(modules[node.target], "inplace", False):
+            modules[node.target].inplace = False
+        elif node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+    graph.recompile()
 
 
-def _channels(graph: fx.GraphModule, size: int) -> tuple[int, ...]:
+def _channels(graph: fx.GraphModule, name: str, layers: tuple[str, ...]) -> tuple[int, ...]:
     """Channels of each returned layer, by a pass without memory or arithmetic."""
+    size = default_input_size(name)
     with torch.inference_mode():
-        return tuple(out.shape[1] for out in graph(torch.empty(1, 3, size, size, device="meta")).values())
+        outputs = list(graph(torch.empty(1, 3, size, size, device="meta")).values())
+    if len(outputs) < len(layers):  # the extractor returns a node once, however often and by whatever name it is asked
+        raise ValueError(f"the layers {', '.join(layers)} of {name} are not distinct; name each place once")
+    for layer, out in zip(layers, outputs, strict=True):
+        # A square image has square feature maps; transformers give tokens, or channels last.
+        if out.dim() != 2 and (out.dim() != 4 or out.shape[-1] != out.shape[-2]):
+            raise ValueError(
+                f"{layer} of {name} gives {tuple(out.shape)}, not a feature map (n, c, h, w); choose a layer of a "
+                f"convolutional network, such as {', '.join(BACKBONES)}"
+            )
+    return tuple(out.shape[1] for out in outputs)
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> None:

@@ -10,7 +10,7 @@ PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_lite.hardware import pick_device, pick_dtype
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.builtin import FilterBank
 from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
+from anomalib_lite.hardware import pick_device, pick_dtype
 
 Level = Literal["patch", "global"]
 
@@ -82,25 +82,33 @@ class Embedder:
             raise ValueError(f"image_size={self.image_size}; networks need at least 32 pixels")
         self.batch_size = max(1, batch_size)
         self.device = pick_device(device)
-        # The filter bank works on small differences of intensities, which bf16 would round away.
-        self.dtype = pick_dtype("float32" if backbone == BUILTIN else dtype, self.device)
-        network: nn.Module
+        self.dtype = pick_dtype(dtype, self.device)
         if backbone == BUILTIN:
             if weights is not None or layers is not None:
                 raise ValueError("the built-in backbone has its own weights and layers; leave both out")
-            network, self.layers = FilterBank(), ()
+            self.layers: tuple[str, ...] = ()
+            self.dtype = torch.float32  # the filter bank works on small differences, which bf16 would round away
         else:
             self.layers = backbones.resolve_layers(backbone, layers)
             if level == "patch" and backbones.PENULTIMATE in self.layers:
                 raise ValueError("the penultimate layer has one vector per image; use level='global'")
-            network = backbones.build(backbone, self.layers, IMAGENET if weights is None else weights)
+        self._weights: Weights = IMAGENET if weights is None else weights
+        network = self._build()
         self.fingerprint = fingerprint(network)
-        self.network = network.eval().to(self.device, self.dtype, memory_format=torch.channels_last)
+        network.eval().to(self.device, self.dtype)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         shape = (1, 1, 1, 3)
         # The filter bank works on plain intensities; ImageNet's networks on standardised ones.
         mean, std = ((0.0,) * 3, (1.0,) * 3) if backbone == BUILTIN else (_IMAGENET_MEAN, _IMAGENET_STD)
         self._scale = (1 / (255 * torch.tensor(std))).view(shape).to(self.device)
         self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(self.device)
+
+    def _build(self) -> nn.Module:
+        return FilterBank() if self.backbone == BUILTIN else backbones.build(self.backbone, self.layers, self._weights)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """Parameters in use, float32, to be stored with a model; read again, since they may run in bf16 here."""
+        return {key: tensor.numpy() for key, tensor in self._build().state_dict().items()}
 
     def describe(self) -> dict[str, object]:
         """What another machine needs to build the same embedder, JSON-able."""
@@ -123,17 +131,6 @@ class Embedder:
             outputs = self.network(self.preprocess(images))
             pooled = _patches(outputs, self.image_size) if self.level == "patch" else _global(outputs)
         return pooled.float().cpu().numpy()
-
-    def embed_all(self, images: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        """Embed a stream of images (h, w, 3), batch by batch; yields one embedding per image."""
-        batch: list[np.ndarray] = []
-        for image in images:
-            batch.append(image)
-            if len(batch) == self.batch_size:
-                yield from self.embed(np.stack(batch))
-                batch = []
-        if batch:
-            yield from self.embed(np.stack(batch))
 
     def preprocess(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""

@@ -10,12 +10,21 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-Weights = str | Path | Mapping[str, Tensor]
+
+@dataclass(frozen=True)
+class StoredWeights:
+    """Parameters of a truncated network with its batch norms folded, as a model file keeps them."""
+
+    parameters: Mapping[str, Tensor]
+
+
+Weights = str | Path | Mapping[str, Tensor] | StoredWeights
 
 IMAGENET = "imagenet"
 RANDOM = "random"
@@ -88,6 +97,8 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+    if isinstance(weights, StoredWeights):
+        return weights.parameters, "the model file"
     if isinstance(weights, Mapping):
         return weights, "the given state dict"
     if isinstance(weights, str) and weights == IMAGENET:
@@ -129,8 +140,11 @@ def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
             f"another machine and give weights=PATH, or put it into {torch.hub.get_dir()}/checkpoints; or use "
             "backbone='builtin', which needs no download"
         ) from error
-    except RuntimeError as error:  # torch.hub's word for a wrong checksum
-        raise WeightsError(f"the ImageNet weights of {name} arrived damaged ({error}); try again") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a wrong checksum, or a torn file in the cache
+        raise WeightsError(
+            f"the ImageNet weights of {name} are damaged ({error}); delete "
+            f"{torch.hub.get_dir()}/checkpoints/{entry.url.rsplit('/', 1)[-1]} and try again"
+        ) from error
 
 
 # The later recipes train for crops and mixing and are known to describe patches less well; published

@@ -52,10 +52,26 @@ def check_rows(X: np.ndarray, dimension: int | None = None) -> np.ndarray:
     if dimension is not None and X.shape[1] != dimension:
         raise ValueError(f"rows have {X.shape[1]} dimensions, the scorer was fitted on {dimension}")
     # The sum of finite float32 rows is finite unless it overflows; look closer only then.
-    if not np.isfinite(X.sum()) and not np.isfinite(X).all():
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = X.sum()
+    if not np.isfinite(total) and not np.isfinite(X).all():
         bad = int((~np.isfinite(X)).any(axis=1).sum())
         raise ValueError(f"{bad} of {len(X)} rows hold NaN or infinity; look for broken images or features")
     return X
+
+
+def check_groups(groups: np.ndarray | None, n: int) -> np.ndarray:
+    """Return the group of each of `n` rows as int64; by default every row is its own.
+
+    Raises
+    ------
+    ValueError
+        If there are more or fewer groups than rows.
+    """
+    groups = np.arange(n) if groups is None else np.asarray(groups, dtype=np.int64)
+    if groups.shape != (n,):
+        raise ValueError(f"groups name the image of each row: {n} are needed, got shape {groups.shape}")
+    return groups
 
 
 def check_fitted(scorer: Scorer, attribute: str) -> None:

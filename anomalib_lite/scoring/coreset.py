@@ -69,7 +69,7 @@ def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple
             break
         chosen += pending
         _tighten(bounds, rows, norms, pending)
-    return np.asarray(chosen, dtype=np.int64), float(bounds.max().clamp(min=0).sqrt())
+    return np.asarray(chosen, dtype=np.int64), float(bounds.max().sqrt())
 
 
 def _traverse_pool(bounds: Tensor, rows: Tensor, norms: Tensor, wanted: int) -> list[int]:
@@ -78,16 +78,15 @@ def _traverse_pool(bounds: Tensor, rows: Tensor, norms: Tensor, wanted: int) -> 
     distance, pool = torch.topk(bounds, size, sorted=True)  # (size,) squared
     outside = float(distance[-1]) if size < len(bounds) else 0.0
     members, member_norms = rows[pool], norms[pool]
-    tolerance = 1e-6 * float(norms.max())  # what float32 leaves of the distance of a row to itself
     taken: list[int] = []
     while len(taken) < wanted:
         farthest = int(distance.argmax())
         reach = float(distance[farthest])
-        if reach <= tolerance or (reach < outside and taken):
+        if reach <= 0 or (reach < outside and taken):
             break
         taken.append(int(pool[farthest]))
         to_centre = torch.addmv(member_norms + member_norms[farthest], members, members[farthest], alpha=-2)
-        torch.minimum(distance, to_centre, out=distance)
+        torch.minimum(distance, _without_rounding(to_centre, member_norms), out=distance)
         distance[farthest] = 0
     return taken
 
@@ -98,5 +97,10 @@ def _tighten(bounds: Tensor, rows: Tensor, norms: Tensor, centres: list[int]) ->
     for start in range(0, len(rows), _BLOCK):
         block = slice(start, start + _BLOCK)
         squared = torch.addmm(centre_norms, rows[block], vectors.T, alpha=-2).amin(dim=1) + norms[block]
-        torch.minimum(bounds[block], squared, out=bounds[block])
+        torch.minimum(bounds[block], _without_rounding(squared, norms[block]), out=bounds[block])
     bounds[centres] = 0
+
+
+def _without_rounding(squared: Tensor, norms: Tensor) -> Tensor:
+    """Squared distances, zero where they are only what float32 leaves of the distance of a row to itself."""
+    return squared.masked_fill(squared <= 1e-6 * norms, 0)

@@ -7,11 +7,13 @@ counted block by block, and core samples within eps of each other are joined int
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 _BLOCK = 1024
@@ -45,9 +47,7 @@ class DBSCANScorer:
     name: ClassVar[str] = "dbscan"
     max_rows: ClassVar[int] = 32_768
 
-    def __init__(
-        self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, random_state: int = 0
-    ):
+    def __init__(self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, random_state: int = 0):
         if eps != "knee" and not (isinstance(eps, (int, float)) and eps > 0):
             raise ValueError(f"eps={eps!r}; give a distance above 0 or 'knee'")
         if min_samples < 1:
@@ -65,13 +65,13 @@ class DBSCANScorer:
             If no row is a core sample (the message gives the smallest eps that makes one), or rows are not finite.
         """
         X = check_rows(X)
-        groups = np.arange(len(X)) if groups is None else np.asarray(groups)
+        groups = check_groups(groups, len(X))
         eps = self._knee(X, groups) if self.eps == "knee" else float(self.eps)
         core = np.flatnonzero(_count_within(X, X, eps) >= self.min_samples)
         if len(core) == 0:
             raise ValueError(self._no_core_text(X, eps))
         clusters = _count_clusters(X[core], eps)
-        noise = int((NeighborIndex(X[core]).search(X)[0][:, 0] > eps).sum())
+        noise = int((_count_within(X, X[core], eps) == 0).sum())
         self.eps_, self.core_rows_, self.n_clusters_, self.n_noise_ = eps, core, clusters, noise
         self._set(X[core])
         return self
@@ -113,7 +113,7 @@ class DBSCANScorer:
         enough = NeighborIndex(X).search(X, self.min_samples)[0][:, -1].min()
         return (
             f"eps={eps:.4g} makes no row a core sample of {self.min_samples} rows; the smallest eps that does is "
-            f"{enough:.4g}. Raise eps, lower min_samples, or use eps='knee'"
+            f"{_rounded_up(enough)}. Raise eps, lower min_samples, or use eps='knee'"
         )
 
 
@@ -136,6 +136,12 @@ def knee(values: np.ndarray) -> int:
     if span <= 0:
         return len(values) - 1
     return int(np.argmax(np.linspace(0, 1, len(values)) - (values - values[0]) / span))
+
+
+def _rounded_up(value: float) -> str:
+    """Four significant digits, never below `value`: a radius to be typed in that must suffice."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 3)
+    return f"{math.ceil(value / step) * step:.4g}"
 
 
 def _count_within(X: np.ndarray, bank: np.ndarray, eps: float) -> np.ndarray:
@@ -161,14 +167,14 @@ def _count_clusters(core: np.ndarray, eps: float) -> int:
     return len(np.unique(labels))
 
 
-def _blocks_within(X: np.ndarray, bank: np.ndarray, eps: float):
+def _blocks_within(X: np.ndarray, bank: np.ndarray, eps: float) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, bool (block, m)): which bank rows lie within eps of the rows of a block."""
     centre = bank.mean(axis=0)
     bank = bank - centre
     norms = (bank**2).sum(axis=1)
     for start in range(0, len(X), _BLOCK):
         block = X[start : start + _BLOCK] - centre
-        squared = (block**2).sum(axis=1)[:, None] - 2 * (block @ bank.T) + norms
+        own = (block**2).sum(axis=1)[:, None]
+        squared = own - 2 * (block @ bank.T) + norms
         # What float32 leaves of the distance of a row to itself must not exceed a tiny eps.
-        rounding = 1e-6 * norms.max(initial=0)
-        yield start, squared <= eps**2 + rounding
+        yield start, squared <= eps**2 + 1e-6 * own

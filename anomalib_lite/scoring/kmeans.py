@@ -44,9 +44,7 @@ class KMeansScorer:
     name: ClassVar[str] = "kmeans"
     max_rows: ClassVar[int] = 65_536
 
-    def __init__(
-        self, *, n_clusters: int | Literal["silhouette"] = 1024, max_iter: int = 20, random_state: int = 0
-    ):
+    def __init__(self, *, n_clusters: int | Literal["silhouette"] = 1024, max_iter: int = 20, random_state: int = 0):
         if not (n_clusters == "silhouette" or (isinstance(n_clusters, int) and n_clusters >= 1)):
             raise ValueError(f"n_clusters={n_clusters!r}; give a number of clusters or 'silhouette'")
         self.n_clusters = n_clusters
@@ -121,6 +119,7 @@ class KMeansScorer:
                 results[count] = float(silhouette_score(sample, labels))
         if not results:
             raise ValueError(
-                f"the silhouette needs at least 3 rows that are not all the same, got {len(X)}; set n_clusters to a number"
+                f"the silhouette needs at least 3 rows that are not all the same, got {len(X)}; "
+                "set n_clusters to a number"
             )
         return results

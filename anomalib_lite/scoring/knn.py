@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows
 from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
@@ -78,15 +78,17 @@ class KNNScorer:
         Raises
         ------
         ValueError
-            If there are fewer rows than `k`, or rows are not finite.
+            If there are fewer distinct rows than `k`, rows are not finite, or `trim` finds one group only.
         """
         X = check_rows(X)
-        groups = np.arange(len(X)) if groups is None else np.asarray(groups, dtype=np.int64)
+        groups = check_groups(groups, len(X))
         if len(X) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted from {len(X)} rows; lower k or give more images")
         candidates = self._trusted(X, groups)
         chosen, radius = self._select(X[candidates] if self.trim else X)
         rows = candidates[chosen]
+        if len(rows) < self.k:
+            raise ValueError(f"k={self.k} neighbours wanted, but only {len(rows)} rows are distinct; lower k")
         self._set(X[rows], groups[rows], radius)
         self.bank_rows_ = rows
         return self
@@ -104,12 +106,13 @@ class KNNScorer:
             If a row has no neighbour outside its group: two groups (images) are needed.
         """
         check_fitted(self, "bank_")
-        groups = np.asarray(groups, dtype=np.int64)
+        X = check_rows(X, self.bank_.shape[1])
+        groups = check_groups(groups, len(X))
         # A group may own all but a few bank rows; count what the scarcest one has left.
         left = len(self.bank_) - np.unique(self.bank_groups_, return_counts=True)[1].max()
         if left == 0:
             raise ValueError("all bank rows are of one image; leaving it out leaves nothing to compare with")
-        distances, _ = self._index.search(check_rows(X, self.bank_.shape[1]), min(self.k, left), exclude=groups)
+        distances, _ = self._index.search(X, min(self.k, left), exclude=groups)
         return distances.mean(axis=1, dtype=np.float64)
 
     def neighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -149,6 +152,8 @@ class KNNScorer:
         """Row numbers left after trimming those farthest from the rows of other groups."""
         if not self.trim:
             return np.arange(len(X))
+        if groups.min() == groups.max():
+            raise ValueError(f"trim={self.trim} compares images with each other, and all rows are of one; set it to 0")
         # A random bank has few of the rare rows, bad ones among them, so it judges by density.
         rng = np.random.default_rng(self.random_state)
         sample = rng.choice(len(X), size=min(len(X), self.bank_size), replace=False)

@@ -1,0 +1,227 @@
+"""The command line: parses, calls the library, prints. Results go to stdout, progress and messages to stderr.
+
+Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input.
+"""
+
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+app = typer.Typer(
+    name="anomalib-lite",
+    help="Find the bad part among good ones: fit on pictures of good parts, score new ones.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _components(text: str) -> int | float | None:
+    if text.lower() == "none":
+        return None
+    return float(text) if "." in text else int(text)
+
+
+def _number_or_word(text: str) -> int | float | str:
+    kinds: tuple[type[int], type[float]] = (int, float)
+    for kind in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+# The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
+# on, so the defaults are the library's.
+_DETECTOR_FLAGS: dict[str, Any] = {
+    "backbone": (Optional[str], typer.Option(help="builtin, resnet18, vgg16, inception_v3, … [default: builtin]")),
+    "weights": (Optional[str], typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
+    "layers": (Optional[str], typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
+    "level": (Optional[str], typer.Option(help="patch (heat maps) or global [default: patch]")),
+    "image_size": (Optional[int], typer.Option(help="side in pixels that images are resized to")),
+    "scorer": (Optional[str], typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
+    "components": (Optional[str], typer.Option(help="PCA: number, share of variance (0.95), or none")),
+    "whiten": (Optional[bool], typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
+    "bank_size": (Optional[int], typer.Option(help="knn: vectors in the bank [default: 4096]")),
+    "k": (Optional[int], typer.Option(help="knn: neighbours averaged [default: 2]")),
+    "trim": (Optional[float], typer.Option(help="knn: share of odd training rows kept out of the bank")),
+    "n_clusters": (Optional[str], typer.Option(help="kmeans: number of clusters, or silhouette")),
+    "eps": (Optional[str], typer.Option(help="dbscan: radius, or knee")),
+    "min_samples": (Optional[int], typer.Option(help="dbscan: rows that make a core sample")),
+    "false_alarm_rate": (Optional[float], typer.Option(help="share of good images that may alarm [default: 0.01]")),
+    "device": (Optional[str], typer.Option(help="auto, cpu or cuda")),
+    "dtype": (Optional[str], typer.Option(help="auto, float32 or bfloat16")),
+    "batch_size": (Optional[int], typer.Option(help="images per forward pass")),
+    "random_state": (Optional[int], typer.Option(help="seed [default: 0]")),
+}
+_READERS: dict[str, Callable[[str], Any]] = {
+    "components": _components,
+    "n_clusters": _number_or_word,
+    "eps": _number_or_word,
+}
+_RENAMED = {"components": "n_components"}
+
+
+def _with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the shared flags to a command, which receives those given as the dict `parameters`."""
+    signature = inspect.signature(command)
+    flags = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+        for name, (kind, option) in _DETECTOR_FLAGS.items()
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**arguments: Any) -> None:
+        given = {name: arguments.pop(name) for name in _DETECTOR_FLAGS}
+        parameters: dict[str, Any] = {"progress": sys.stderr.isatty()}
+        for name, value in given.items():
+            if value is not None:
+                parameters[_RENAMED.get(name, name)] = _READERS[name](value) if name in _READERS else value
+        command(parameters=parameters, **arguments)
+
+    own = [parameter for name, parameter in signature.parameters.items() if name != "parameters"]
+    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
+    wrapped.__signature__ = signature.replace(parameters=[*keywords, *flags])  # type: ignore[attr-defined]
+    # typer reads both the signature and the annotations.
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in [*keywords, *flags]}
+    return wrapped
+
+
+_Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+_Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 when an image is unreadable")]
+
+
+@app.command()
+@_with_detector_flags
+def demo(
+    parameters: dict[str, Any],
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder for the results")] = Path("demo-output"),
+) -> None:
+    """Draw synthetic parts, fit on the good ones, score the rest; needs no data and no network."""
+    from anomalib_lite.demo import run_demo
+
+    typer.echo(run_demo(output, **parameters))
+
+
+@app.command()
+@_with_detector_flags
+def fit(
+    parameters: dict[str, Any],
+    good: Annotated[Path, typer.Argument(help="folder of good images")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="model file to write")] = Path("model.safetensors"),
+    include_backbone: Annotated[
+        bool, typer.Option("--include-backbone", help="store the backbone's weights in the model file")
+    ] = False,
+    strict: _Strict = False,
+) -> None:
+    """Fit a detector on a folder of good images."""
+    from anomalib_lite.detector import Detector
+
+    detector = Detector(**parameters).fit(good)
+    detector.save(output, include_backbone=include_backbone)
+    typer.echo(f"fitted on {detector.n_train_} images, saved to {output}")
+    typer.echo(detector.fitted_.calibration.explain())
+    _finish(detector.unreadable_, strict)
+
+
+@app.command()
+def score(
+    model: Annotated[Path, typer.Argument(help="model file written by fit")],
+    images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
+    csv: Annotated[Optional[Path], typer.Option(help="write the scores to this CSV file")] = None,
+    overlays: Annotated[Optional[Path], typer.Option(help="write heat maps over the images to this folder")] = None,
+    weights: Annotated[Optional[str], typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    as_json: _Json = False,
+    strict: _Strict = False,
+) -> None:
+    """Score images with a fitted detector."""
+    from anomalib_lite.detector import Detector
+
+    detector = Detector.load(model, weights=weights, device=device, progress=sys.stderr.isatty())
+    source = images[0] if len(images) == 1 else list(images)
+    scores = detector.score(source)
+    if csv is not None:
+        scores.to_csv(csv)
+    if overlays is not None:
+        scores.save_overlays(overlays, source)
+    if as_json:
+        typer.echo(json.dumps(scores.to_dict()))
+    else:
+        for i, image_id in enumerate(scores.ids):
+            verdict = "ALARM" if scores.alarms[i] else "good "
+            typer.echo(f"{verdict}  score {scores.scores[i]:8.4f}  p {scores.p_values[i]:.4f}  {image_id}")
+        typer.echo(
+            f"{int(scores.alarms.sum())} of {len(scores)} images alarm (threshold {scores.threshold:.4f}, "
+            f"false-alarm rate {scores.false_alarm_rate:g}"
+            + ("" if scores.guarantee_met else ", for which there were too few good images")
+            + ")"
+        )
+    _finish(scores.unreadable, strict)
+
+
+@app.command()
+@_with_detector_flags
+def evaluate(
+    parameters: dict[str, Any],
+    dataset: Annotated[Path, typer.Argument(help="folder in MVTec AD layout: train/good, test/<kind>, ground_truth")],
+    as_json: _Json = False,
+    strict: _Strict = False,
+) -> None:
+    """Fit on train/good of a data set, score its test/, and print every metric."""
+    from anomalib_lite.evaluation import evaluate as run
+
+    evaluation = run(dataset, **parameters)
+    typer.echo(evaluation.to_json() if as_json else evaluation.to_text())
+    _finish(evaluation.unreadable, strict)
+
+
+@app.command()
+def download(
+    category: Annotated[str, typer.Argument(help="category of MVTec AD")] = "metal_nut",
+    output: Annotated[Path, typer.Option("--output", "-o", help="folder to put it in")] = Path(),
+    accept_license: Annotated[
+        bool, typer.Option("--accept-license", help="accept CC BY-NC-SA 4.0, non-commercial use only")
+    ] = False,
+    url: Annotated[Optional[str], typer.Option(help="another place to fetch the archive from")] = None,
+    sha256: Annotated[Optional[str], typer.Option(help="checksum the archive must have")] = None,
+) -> None:
+    """Download a category of MVTec AD, verify it and unpack it."""
+    from anomalib_lite.images.download import download as run
+
+    folder = run(
+        category, output, accept_license=accept_license, url=url, sha256=sha256, progress=sys.stderr.isatty()
+    )
+    typer.echo(f"{folder} is ready; try: anomalib-lite evaluate {folder}")
+
+
+def main() -> None:
+    """Run the command line; wrong input ends in one line on stderr and exit code 2, not in a traceback."""
+    from anomalib_lite.images.download import DownloadError
+
+    try:
+        app()
+    except (ValueError, OSError, DownloadError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(130)
+
+
+def _finish(unreadable: list[Any], strict: bool) -> None:
+    for image in unreadable:
+        typer.echo(f"unreadable: {image.reason}", err=True)
+    if unreadable and strict:
+        raise typer.Exit(1)
+
+
+if __name__ == "__main__":
+    main()

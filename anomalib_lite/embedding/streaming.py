@@ -1,0 +1,77 @@
+"""Embed an image source as a stream: files are decoded in threads while the network runs on the batch before."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from tqdm import tqdm
+
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
+from anomalib_lite.images.sources import ImageSource
+
+OnUnreadable = Literal["skip", "raise"]
+
+
+@dataclass(frozen=True)
+class EmbeddedImage:
+    """One image's embedding: float32 (gh, gw, d) at the patch level, (d,) at the global level."""
+
+    index: int
+    id: str
+    embedding: np.ndarray
+    original_size: tuple[int, int]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The embedding as rows (n, d), n = 1 at the global level."""
+        return self.embedding.reshape(-1, self.embedding.shape[-1])
+
+
+def embed_source(
+    embedder: Embedder,
+    source: ImageSource,
+    indices: np.ndarray,
+    *,
+    on_unreadable: OnUnreadable = "skip",
+    workers: int | None = None,
+    progress: str | None = None,
+) -> Iterator[EmbeddedImage | UnreadableImage]:
+    """Yield every image of `indices` (n,) embedded; unreadable ones as they are met, so not quite in order.
+
+    Parameters
+    ----------
+    progress : str, optional
+        Label of a progress bar on stderr; none without it.
+    """
+    loaded = load(
+        source,
+        indices.tolist(),
+        size=embedder.image_size,
+        # One image gains nothing from threads, and starting them takes longer than decoding it.
+        workers=0 if len(indices) == 1 else workers,
+        prefetch=2 * embedder.batch_size,
+        on_unreadable=on_unreadable,
+    )
+    bar = tqdm(loaded, desc=progress, total=len(indices), unit="image", file=sys.stderr, disable=progress is None)
+    batch: list[LoadedImage] = []
+    for image in bar:
+        if isinstance(image, UnreadableImage):
+            yield image
+            continue
+        batch.append(image)
+        if len(batch) == embedder.batch_size:
+            yield from _embedded(embedder, batch)
+            batch = []
+    if batch:
+        yield from _embedded(embedder, batch)
+
+
+def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
+    embeddings = embedder.embed(np.stack([image.pixels for image in batch]))
+    for image, embedding in zip(batch, embeddings, strict=True):
+        yield EmbeddedImage(image.index, image.id, embedding, image.original_size)

@@ -1,0 +1,136 @@
+"""Anomaly maps over their images, on one colour scale, and contact sheets of the worst ones.
+
+The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
+map varies.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from anomalib_lite.images.sources import open_source
+from anomalib_lite.results import Scores
+
+# Dark to light in even steps: ordered in grey print and for the colour-blind.
+_COLOURS = "inferno"
+_OPACITY = 0.65
+
+
+def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+    """Lay a heat map over an image.
+
+    Parameters
+    ----------
+    pixels : uint8 (H, W, 3)
+    anomaly_map : float (H, W)
+    scale : (low, high)
+        Scores painted not at all and fully.
+
+    Returns
+    -------
+    uint8 (H, W, 3)
+    """
+    low, high = scale
+    heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+    colours = colormaps[_COLOURS](heat)[..., :3] * 255
+    # Opacity grows with the heat, so that what is good shows through unchanged.
+    weight = (_OPACITY * np.sqrt(heat))[..., None]
+    return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
+
+
+def save_overlays(
+    scores: Scores, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
+) -> list[Path]:
+    """Write overlays as PNG files; see `Scores.save_overlays`."""
+    source = open_source(images)
+    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    missing = [image_id for image_id in scores.ids if image_id not in position]
+    if missing:
+        raise ValueError(f"{missing[0]!r} was scored but is not among the images given; give the same images")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    used: set[str] = set()
+    for i, image_id in enumerate(scores.ids):
+        if only_alarms and not scores.alarms[i]:
+            continue
+        painted = overlay(source.read(position[image_id]), scores.anomaly_map(i), scores.map_scale)
+        path = folder / f"{_file_name(image_id, used)}.png"
+        Image.fromarray(painted).save(path)
+        written.append(path)
+    return written
+
+
+def contact_sheet(
+    scores: Scores, images: Any, *, order: Sequence[int] | None = None, columns: int = 6, rows: int = 2
+) -> Figure:
+    """The images with the highest scores (or those of `order`), each above its overlay.
+
+    Parameters
+    ----------
+    scores : Scores with anomaly maps
+    images : the images that were scored
+    order : positions in `scores.ids`, optional
+    columns, rows : pairs per row, and rows of pairs
+
+    Raises
+    ------
+    ValueError
+        At the global level, which has no maps.
+    """
+    source = open_source(images)
+    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    chosen = list(np.argsort(-scores.scores, kind="stable") if order is None else order)[: columns * rows]
+    columns = max(1, min(columns, len(chosen)))
+    lines = max(1, -(-len(chosen) // columns))
+    figure = Figure(figsize=(1.7 * columns, 3.75 * lines + 0.75), dpi=130, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for place, i in enumerate(chosen):
+        pixels = source.read(position[scores.ids[i]])
+        above, below = axes[2 * (place // columns), place % columns], axes[2 * (place // columns) + 1, place % columns]
+        above.imshow(pixels)
+        above.set_title(f"{_short(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
+        below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
+        verdict = f"alarm, p = {scores.p_values[i]:.3g}" if scores.alarms[i] else f"good, p = {scores.p_values[i]:.3g}"
+        below.set_title(verdict, fontsize=7)
+    low, high = scores.map_scale
+    colours = figure.colorbar(
+        _scale_mappable(low, high), ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02
+    )
+    colours.set_label(f"patch score (alarm threshold of an image: {scores.threshold:.2f})", fontsize=7)
+    colours.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _scale_mappable(low: float, high: float):
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    return ScalarMappable(Normalize(low, high), colormaps[_COLOURS])
+
+
+def _file_name(image_id: str, used: set[str]) -> str:
+    """A name that stays inside its folder, whatever the id, and is not taken yet."""
+    base = "_".join(part for part in Path(image_id).with_suffix("").parts if part not in ("/", "..", "."))
+    base = "".join(character if character.isalnum() or character in "-_." else "_" for character in base)[-120:]
+    name, number = base or "image", 2
+    while name in used:
+        name, number = f"{base}_{number}", number + 1
+    used.add(name)
+    return name
+
+
+def _short(image_id: str) -> str:
+    return image_id if len(image_id) <= 24 else "…" + image_id[-23:]

@@ -1,0 +1,51 @@
+"""Scorers by name, with the parameters that suit the level they work at."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from anomalib_lite.scoring.base import Scorer
+from anomalib_lite.scoring.dbscan import DBSCANScorer
+from anomalib_lite.scoring.kmeans import KMeansScorer
+from anomalib_lite.scoring.knn import KNNScorer, Selection
+from anomalib_lite.scoring.subspace import SubspaceScorer
+
+ScorerName = Literal["knn", "kmeans", "dbscan", "subspace"]
+
+SCORERS: dict[str, type[Scorer]] = {
+    scorer.name: scorer for scorer in (KNNScorer, KMeansScorer, DBSCANScorer, SubspaceScorer)
+}
+
+
+def make_scorer(
+    name: str,
+    level: Literal["patch", "global"] = "patch",
+    *,
+    bank_size: int = 4096,
+    selection: Selection = "k-center",
+    k: int = 2,
+    trim: float = 0.0,
+    n_clusters: int | Literal["silhouette", "auto"] = "auto",
+    eps: float | Literal["knee"] = "knee",
+    min_samples: int = 5,
+    random_state: int = 0,
+) -> Scorer:
+    """Make an unfitted scorer; parameters that do not concern it are left aside.
+
+    Raises
+    ------
+    ValueError
+        If there is no scorer of that name or a parameter is out of range.
+    """
+    if name == "knn":
+        return KNNScorer(bank_size=bank_size, selection=selection, k=k, trim=trim, random_state=random_state)
+    if name == "kmeans":
+        if n_clusters == "auto":
+            # Patches of parts are a continuum that many centroids tile; whole images fall into few groups.
+            n_clusters = 1024 if level == "patch" else "silhouette"
+        return KMeansScorer(n_clusters=n_clusters, random_state=random_state)
+    if name == "dbscan":
+        return DBSCANScorer(eps=eps, min_samples=min_samples, random_state=random_state)
+    if name == "subspace":
+        return SubspaceScorer()
+    raise ValueError(f"scorer={name!r}; choose one of {', '.join(SCORERS)}, or pass a Scorer")
