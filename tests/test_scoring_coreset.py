@@ -22,7 +22,7 @@ def covering_radius(X, indices):
 
 @pytest.fixture(params=["gaussian", "clusters", "far from the origin"])
 def X(request):
-    rng = np.random.default_rng(4)
+    rng = np.random.default_rng(5)
     if request.param == "clusters":
         return rng.normal(size=(12, 8))[rng.integers(12, size=400)] + 0.05 * rng.normal(size=(400, 8))
     return rng.normal(size=(400, 8)) + (1000 if request.param == "far from the origin" else 0)

@@ -169,7 +169,8 @@ def _count_clusters(core: np.ndarray, eps: float) -> int:
 
 def _blocks_within(X: np.ndarray, bank: np.ndarray, eps: float) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (first row, bool (block, m)): which bank rows lie within eps of the rows of a block."""
-    centre = bank.mean(axis=0)
+    # Centred so that squares stay small; a median, since a mean follows a single far row.
+    centre = np.median(bank[:: max(1, len(bank) // _BLOCK)], axis=0)
     bank = bank - centre
     norms = (bank**2).sum(axis=1)
     for start in range(0, len(X), _BLOCK):

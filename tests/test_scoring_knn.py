@@ -1,0 +1,207 @@
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from anomalib_lite.scoring import SCORERS, KNNScorer
+
+
+@pytest.fixture
+def good():
+    return np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+
+
+def new_rows(n=50):
+    return (2 * np.random.default_rng(1).normal(size=(n, 6))).astype(np.float32)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_full_bank_equals_scikit_learn(good, k):
+    expected = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(good).kneighbors(new_rows())
+    scorer = KNNScorer(selection="full", k=k).fit(good)
+    scores = scorer.score(new_rows())
+    assert scores == pytest.approx(expected[0].mean(axis=1), rel=1e-4)
+    assert np.array_equal(scorer.neighbors(new_rows())[1], expected[1])
+    assert scores.dtype == np.float64
+    assert len(np.unique(scores)) == len(scores)
+
+
+class TestBank:
+    def test_holds_everything_when_it_fits(self, good):
+        for scorer in (KNNScorer(bank_size=300), KNNScorer(bank_size=10, selection="full")):
+            scorer.fit(good)
+            assert np.array_equal(scorer.bank_, good)
+            assert scorer.covering_radius_ == 0.0
+
+    @pytest.mark.parametrize("selection", ["k-center", "random"])
+    def test_keeps_to_its_budget_and_says_where_rows_came_from(self, good, selection):
+        groups = np.repeat(np.arange(30), 10)
+        scorer = KNNScorer(bank_size=40, selection=selection).fit(good, groups)
+        assert scorer.bank_.shape == (40, 6)
+        assert len(set(scorer.bank_rows_)) == 40
+        assert np.array_equal(scorer.bank_, good[scorer.bank_rows_])
+        assert np.array_equal(scorer.bank_groups_, groups[scorer.bank_rows_])
+        distances = np.linalg.norm(good[:, None] - scorer.bank_[None], axis=2).min(axis=1)
+        assert scorer.covering_radius_ == pytest.approx(distances.max(), rel=1e-4)
+
+    def test_k_center_covers_better_than_chance(self, good):
+        chance = [KNNScorer(bank_size=40, selection="random", random_state=s).fit(good) for s in range(5)]
+        assert KNNScorer(bank_size=40).fit(good).covering_radius_ < 0.9 * min(s.covering_radius_ for s in chance)
+
+    @pytest.mark.parametrize("selection", ["k-center", "random"])
+    def test_follows_the_seed(self, good, selection):
+        banks = [KNNScorer(bank_size=20, selection=selection, random_state=s).fit(good).bank_rows_ for s in (3, 3, 4)]
+        assert np.array_equal(banks[0], banks[1])
+        assert not np.array_equal(banks[0], banks[2])
+
+
+class TestScoreExcluding:
+    def test_equals_leaving_each_image_out(self, good):
+        groups = np.repeat(np.arange(10), 30)
+        good = good + 0.5 * np.random.default_rng(2).normal(size=(10, 6)).astype(np.float32)[groups]
+        scorer = KNNScorer(selection="full", k=2).fit(good, groups)
+        expected = np.concatenate(
+            [KNNScorer(selection="full", k=2).fit(good[groups != g]).score(good[groups == g]) for g in range(10)]
+        )
+        scores = scorer.score_excluding(good, groups)
+        assert scores == pytest.approx(expected, rel=1e-4)
+        assert (scores > scorer.score(good)).all()  # an image in its own bank finds itself
+
+    def test_averages_fewer_neighbours_when_an_image_owns_the_bank(self, good):
+        groups = np.zeros(300, dtype=int)
+        groups[-1] = 1
+        scores = KNNScorer(selection="full", k=3).fit(good, groups).score_excluding(good, groups)
+        assert scores[:-1] == pytest.approx(np.linalg.norm(good[:-1] - good[-1], axis=1), rel=1e-4)
+
+    def test_one_image_has_nothing_to_compare_with(self, good):
+        groups = np.zeros(300, dtype=int)
+        with pytest.raises(ValueError, match="all bank rows are of one image"):
+            KNNScorer().fit(good, groups).score_excluding(good, groups)
+
+
+class TestTrim:
+    @pytest.fixture
+    def contaminated(self, good):
+        """One of 30 images is bad all over, far off in its own direction."""
+        good = good.copy()
+        good[290:] += np.array([25, 0, 0, 0, 0, 0], dtype=np.float32)
+        return good, np.repeat(np.arange(30), 10)
+
+    @pytest.mark.parametrize("selection", ["k-center", "full"])
+    def test_keeps_bad_training_images_from_hiding_defects(self, contaminated, selection):
+        X, groups = contaminated
+        defect = X[295:296] + 0.1
+        hidden = KNNScorer(bank_size=100, selection=selection).fit(X, groups)
+        found = KNNScorer(bank_size=100, selection=selection, trim=0.05).fit(X, groups)
+        assert hidden.score(defect) < 3
+        assert found.score(defect) > 15
+        assert not set(range(290, 300)) & set(found.bank_rows_)
+        assert np.array_equal(found.bank_, X[found.bank_rows_])
+
+    def test_drops_no_more_than_its_share(self, contaminated):
+        X, groups = contaminated
+        assert len(KNNScorer(selection="full", trim=0.1).fit(X, groups).bank_) == 270
+        assert len(KNNScorer(selection="full", trim=0.999, k=2).fit(X, groups).bank_) == 2
+
+    def test_needs_two_images(self, good):
+        with pytest.raises(ValueError, match="all rows are of one; set it to 0"):
+            KNNScorer(trim=0.1).fit(good, np.zeros(300))
+
+
+def test_state_restores_the_very_same_scores(good):
+    groups = np.repeat(np.arange(30), 10)
+    scorer = KNNScorer(bank_size=50, k=3, random_state=5, trim=0.1).fit(good, groups)
+    restored = KNNScorer.from_state(scorer.parameters(), scorer.state())
+    assert np.array_equal(restored.score(new_rows()), scorer.score(new_rows()))
+    assert np.array_equal(restored.score_excluding(good, groups), scorer.score_excluding(good, groups))
+    assert restored.parameters() == scorer.parameters()
+    assert restored.covering_radius_ == scorer.covering_radius_
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("parameters", "message"),
+        [
+            ({"selection": "best"}, "selection='best'; choose 'k-center', 'random' or 'full'"),
+            ({"k": 0}, "at least 1, got bank_size=4096, k=0"),
+            ({"bank_size": 0}, "at least 1, got bank_size=0"),
+            ({"k": 5, "bank_size": 4}, "k=5 neighbours wanted from a bank of 4"),
+            ({"trim": 1.0}, "trim=1.0 is a share"),
+            ({"trim": -0.1}, "trim=-0.1 is a share"),
+        ],
+    )
+    def test_impossible_parameters(self, parameters, message):
+        with pytest.raises(ValueError, match=message):
+            KNNScorer(**parameters)
+
+    def test_fewer_rows_than_k(self, good):
+        with pytest.raises(ValueError, match="k=4 neighbours wanted from 3 rows"):
+            KNNScorer(k=4).fit(good[:3])
+        with pytest.raises(ValueError, match="k=2 neighbours wanted, but only 1 rows are distinct"):
+            KNNScorer(k=2, bank_size=10).fit(np.ones((30, 4)))
+
+    def test_groups_that_do_not_match_the_rows(self, good):
+        scorer = KNNScorer().fit(good)
+        for use in (scorer.fit, scorer.score_excluding):
+            with pytest.raises(ValueError, match=r"300 are needed, got shape \(299,\)"):
+                use(good, np.arange(299))
+
+
+FACTORIES = {
+    "knn": lambda: KNNScorer(bank_size=100),
+    "kmeans": lambda: SCORERS["kmeans"](n_clusters=20),
+    "dbscan": lambda: SCORERS["dbscan"](),
+    "subspace": lambda: SCORERS["subspace"](),
+}
+
+
+@pytest.mark.parametrize("name", SCORERS)
+class TestEveryScorer:
+    """What `scoring.base.Scorer` promises, for all of them."""
+
+    def test_has_the_shape_of_the_protocol(self, name):
+        scorer = FACTORIES[name]()
+        assert scorer.name == name
+        assert scorer.max_rows > 1000
+        for method in ("fit", "score", "parameters", "state", "from_state"):
+            assert callable(getattr(scorer, method))
+        assert type(scorer)(**scorer.parameters()).parameters() == scorer.parameters()
+
+    def test_far_rows_score_higher(self, name, good):
+        scorer = FACTORIES[name]()
+        assert scorer.fit(good) is scorer
+        scores = scorer.score(good[:1] * 0 + np.array([[0.0], [5.0], [10.0], [30.0]], dtype=np.float32))
+        assert (np.diff(scores) > 1).all()
+        assert (scores.dtype, scores.shape) == (np.float64, (4,))
+
+    def test_float64_and_lists_are_fine_and_left_alone(self, name, good):
+        X = good.astype(np.float64)
+        expected = FACTORIES[name]().fit(good).score(new_rows())
+        assert np.array_equal(FACTORIES[name]().fit(X).score(new_rows().tolist()), expected)
+        assert np.array_equal(X, good)
+
+    def test_wrong_rows_are_named(self, name, good):
+        spoilt = good.copy()
+        spoilt[[3, 8], 2] = np.nan, np.inf
+        fitted = FACTORIES[name]().fit(good)
+        for use in (FACTORIES[name]().fit, fitted.score):
+            for wrong in (good[:0], good[0]):
+                with pytest.raises(ValueError, match=r"takes rows \(n, d\) with n >= 1, got shape"):
+                    use(wrong)
+            with pytest.raises(ValueError, match="2 of 300 rows hold NaN or infinity"):
+                use(spoilt)
+        with pytest.raises(ValueError, match="rows have 5 dimensions, the scorer was fitted on 6"):
+            fitted.score(good[:, :5])
+
+    def test_is_of_no_use_before_fit_and_after_a_failed_one(self, name, good):
+        scorer = FACTORIES[name]()
+        with pytest.raises(ValueError, match="NaN"):
+            scorer.fit(good * np.nan)
+        with pytest.raises(RuntimeError, match=f"the {name} scorer is not fitted yet"):
+            scorer.score(good)
+
+    def test_a_failed_fit_leaves_the_old_one(self, name, good):
+        scorer = FACTORIES[name]().fit(good)
+        expected = scorer.score(new_rows())
+        with pytest.raises(ValueError, match="NaN"):
+            scorer.fit(good * np.nan)
+        assert np.array_equal(scorer.score(new_rows()), expected)
