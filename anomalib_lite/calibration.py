@@ -204,9 +204,7 @@ def conformal_p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> Floa
     if new.ndim != 1:
         raise ValueError(f"scores of shape {new.shape}: need a vector")
     if np.isnan(new).any():
-        raise ValueError(
-            f"scores has NaN at position {int(np.argmax(np.isnan(new)))}; scores must be numbers"
-        )
+        raise ValueError(f"scores has NaN at position {int(np.argmax(np.isnan(new)))}; scores must be numbers")
     at_least = known.size - np.searchsorted(known, new, side="left")  # #{s_i >= s}
     return (1 + at_least) / (known.size + 1)
 
@@ -220,9 +218,7 @@ def images_needed(false_alarm_rate: float) -> int:
     99
     """
     if not 0.0 < false_alarm_rate < 1.0:
-        raise ValueError(
-            f"false_alarm_rate is {false_alarm_rate}: need a share in (0, 1), such as 0.01 for 1 %"
-        )
+        raise ValueError(f"false_alarm_rate is {false_alarm_rate}: need a share in (0, 1), such as 0.01 for 1 %")
     n = max(math.ceil(1 / false_alarm_rate) - 2, 0)  # one less than the answer, lest 1 / rate was rounded up
     while 1 / (n + 1) > false_alarm_rate:
         n += 1
@@ -339,9 +335,7 @@ def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
     ordered = np.sort(_finite_vector(p_values, "p_values"))
     m = ordered.size
     if m == 0 or n_calibration < 1:
-        raise ValueError(
-            f"{m} p-values and {n_calibration} calibration images: at least one of each is needed"
-        )
+        raise ValueError(f"{m} p-values and {n_calibration} calibration images: at least one of each is needed")
     if ordered[0] < 0.0 or ordered[-1] > 1.0:
         raise ValueError(f"p-values from {ordered[0]} to {ordered[-1]}: need shares in [0, 1], not scores")
     excess = float(max(np.max(np.arange(1, m + 1) / m - ordered), 0.0))  # sup over a of share(p <= a) - a

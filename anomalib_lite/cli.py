@@ -196,9 +196,7 @@ def download(
     """Download a category of MVTec AD, verify it and unpack it."""
     from anomalib_lite.images.download import download as run
 
-    folder = run(
-        category, output, accept_license=accept_license, url=url, sha256=sha256, progress=sys.stderr.isatty()
-    )
+    folder = run(category, output, accept_license=accept_license, url=url, sha256=sha256, progress=sys.stderr.isatty())
     typer.echo(f"{folder} is ready; try: anomalib-lite evaluate {folder}")
 
 

@@ -134,9 +134,7 @@ class Detector:
             else scorer
         )
         self.n_components = n_components
-        self.whiten = (
-            self.scorer.name in ("kmeans", "dbscan") and level == "patch" if whiten == "auto" else whiten
-        )
+        self.whiten = self.scorer.name in ("kmeans", "dbscan") and level == "patch" if whiten == "auto" else whiten
         self.embedder = Embedder(
             backbone,
             layers=layers,
@@ -202,9 +200,7 @@ class Detector:
             )
         self.unreadable_ = intake.unreadable
         self.train_ids_ = list(source.ids)
-        self.train_sizes_ = np.array(
-            [intake.sizes.get(i, (0, 0)) for i in range(len(source))], dtype=np.int64
-        )
+        self.train_sizes_ = np.array([intake.sizes.get(i, (0, 0)) for i in range(len(source))], dtype=np.int64)
         self.n_train_ = len(intake.sizes)
         self.scorer = fitted.scorer
         self.fitted_ = fitted
@@ -217,11 +213,14 @@ class Detector:
     def _new_reduction(self, dimension: int) -> Reduction:
         if self.n_components is None or (self.n_components == "auto" and self.embedder.level == "global"):
             return Standardizer()
+        # The channels of one layer of a network have a common unit; the filter bank's tones and log contrasts, and
+        # the means and deviations of several layers, do not.
+        standardize = self.embedder.level == "global" or self.embedder.backbone == BUILTIN
         if self.n_components == "auto":
             if self.scorer.name == "subspace":  # has a PCA of its own
                 return Standardizer()
-            return PCA(min(_PATCH_COMPONENTS, dimension), whiten=self.whiten)
-        return PCA(self.n_components, whiten=self.whiten, standardize=self.embedder.level == "global")
+            return PCA(min(_PATCH_COMPONENTS, dimension), whiten=self.whiten, standardize=standardize)
+        return PCA(self.n_components, whiten=self.whiten, standardize=standardize)
 
     def _embedded(
         self, source: ImageSource, indices: np.ndarray, on_unreadable: OnUnreadable, what: str
@@ -272,9 +271,7 @@ class Detector:
                 distances, bank_rows = fitted.scorer.neighbors(rows)
                 patch_scores = distances.mean(axis=1, dtype=np.float64)
                 worst = int(patch_scores.argmax())
-                nearest.append(
-                    self._nearest(worst, image, int(bank_rows[worst, 0]), float(distances[worst, 0]))
-                )
+                nearest.append(self._nearest(worst, image, int(bank_rows[worst, 0]), float(distances[worst, 0])))
             else:
                 patch_scores = fitted.scorer.score(rows)
             ids.append(image.id)
@@ -355,11 +352,7 @@ class Detector:
             "scorer": fitted.scorer.state(),
             "calibration": fitted.calibration.state(),
         }
-        arrays = {
-            f"{part}.{key}": np.asarray(value)
-            for part, state in parts.items()
-            for key, value in state.items()
-        }
+        arrays = {f"{part}.{key}": np.asarray(value) for part, state in parts.items() for key, value in state.items()}
         arrays["train.origins"] = fitted.origins
         arrays["train.sizes"] = self.train_sizes_
         if include_backbone:
@@ -408,9 +401,7 @@ class Detector:
         try:
             config = manifest["config"]
             builtin = config["backbone"] == BUILTIN
-            scorer = SCORERS[config["scorer"]].from_state(
-                config["scorer_parameters"], _part(arrays, "scorer")
-            )
+            scorer = SCORERS[config["scorer"]].from_state(config["scorer_parameters"], _part(arrays, "scorer"))
             detector = cls(
                 backbone=config["backbone"],
                 layers=None if builtin else config["layers"],

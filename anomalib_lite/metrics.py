@@ -393,9 +393,7 @@ def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], F
     if not np.isin(truth, (0, 1)).all():
         raise ValueError(f"labels must be 0 (good) or 1 (defective), found {np.unique(truth)[:5].tolist()}")
     if np.isnan(values).any():
-        raise ValueError(
-            f"scores has NaN at position {int(np.argmax(np.isnan(values)))}; scores must be numbers"
-        )
+        raise ValueError(f"scores has NaN at position {int(np.argmax(np.isnan(values)))}; scores must be numbers")
     return truth.astype(bool), values
 
 

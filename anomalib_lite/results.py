@@ -85,9 +85,7 @@ class Scores:
         grid = self.patch_scores[i]
         height, width = self.image_sizes[i]
         rows = _resizing(grid.shape[0], height)
-        columns = (
-            rows if (grid.shape[1], width) == (grid.shape[0], height) else _resizing(grid.shape[1], width)
-        )
+        columns = rows if (grid.shape[1], width) == (grid.shape[0], height) else _resizing(grid.shape[1], width)
         return rows @ grid @ columns.T
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,9 +122,7 @@ class Scores:
                 writer.writerow([_as_text(entry.id), "", "", "", _as_text(entry.reason)])
         return path
 
-    def save_overlays(
-        self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
-    ) -> list[Path]:
+    def save_overlays(self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False) -> list[Path]:
         """Write every image with its heat map over it as PNG, all on one colour scale.
 
         Parameters

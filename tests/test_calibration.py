@@ -118,9 +118,7 @@ class TestGuarantee:
         held = 0
         for _ in range(2000):
             calibration = Calibration(rng.random(60), 0.1)
-            held += 1 - calibration.threshold <= calibration.tolerance_rate(
-                0.9
-            )  # uniform: P(score > t) = 1 - t
+            held += 1 - calibration.threshold <= calibration.tolerance_rate(0.9)  # uniform: P(score > t) = 1 - t
         assert held / 2000 == pytest.approx(0.9, abs=0.025)
 
 

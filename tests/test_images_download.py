@@ -143,9 +143,7 @@ def test_a_folder_of_another_layout_is_not_taken_for_the_category(server, tmp_pa
 
 def test_a_broken_download_is_resumed_where_it_ended(server, tmp_path):
     server.cut_after = 100
-    with pytest.raises(
-        DownloadError, match=rf"ended after 100 of {len(server.body)} bytes; call again to resume"
-    ):
+    with pytest.raises(DownloadError, match=rf"ended after 100 of {len(server.body)} bytes; call again to resume"):
         fetch(server, tmp_path)
     server.cut_after = None
     target = fetch(server, tmp_path, sha256=hashlib.sha256(server.body).hexdigest())

@@ -68,9 +68,7 @@ def test_a_second_mask_of_one_image_is_listed(root):
     write(root / "ground_truth/scratch/000.png")
     dataset = open_mvtec(root)
     assert dataset.mask_paths[1] == root / "ground_truth/scratch/000_mask.png"
-    assert dataset.pairing_problems == [
-        "ground_truth/scratch/000.png: second mask of test/scratch/000.png, left out"
-    ]
+    assert dataset.pairing_problems == ["ground_truth/scratch/000.png: second mask of test/scratch/000.png, left out"]
 
 
 def test_images_outside_a_kind_are_left_out_and_listed(root):

@@ -64,9 +64,7 @@ def test_sixteen_bits_are_scaled_by_their_full_range_and_not_clipped(suffix):
 def test_twelve_bits_are_scaled_by_their_own_range():
     packed = bytes([0xFF, 0xF0, 0x00, 0x80, 0x0F, 0xFF])  # 4095, 0, 2048, 4095
     tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 122), (277, 1), (278, 1), (279, 6)]
-    entries = b"".join(
-        struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags
-    )
+    entries = b"".join(struct.pack("<HHII", tag, 4 if tag in (273, 279) else 3, 1, value) for tag, value in tags)
     tiff = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + packed
     assert read_image(tiff)[0, :, 0].tolist() == [255, 0, 128, 255]
 

@@ -84,8 +84,7 @@ class TestAurocInterval:
         good, defective = rng.normal(0, 1, 60), rng.normal(1, 1, 80)
         labels = np.repeat([0, 1], [60, 80])
         areas = [
-            roc_auc_score(labels, np.concatenate([rng.choice(good, 60), rng.choice(defective, 80)]))
-            for _ in range(600)
+            roc_auc_score(labels, np.concatenate([rng.choice(good, 60), rng.choice(defective, 80)])) for _ in range(600)
         ]
         interval = auroc_interval(labels, np.concatenate([good, defective]))
         assert interval == pytest.approx(np.quantile(areas, [0.025, 0.975]), abs=0.015)
@@ -212,9 +211,7 @@ def random_set(decimals=None):
     """Three defective images and a good one; the maps rise in the defects, which touch only at corners."""
     rng = np.random.default_rng(5)
     masks = np.zeros((4, 24, 24), dtype=bool)
-    masks[0, 2:5, 2:5] = masks[0, 5:7, 5:9] = masks[1, 10:22, 3:20] = masks[2, 0, 0] = masks[2, 20:23, 5] = (
-        True
-    )
+    masks[0, 2:5, 2:5] = masks[0, 5:7, 5:9] = masks[1, 10:22, 3:20] = masks[2, 0, 0] = masks[2, 20:23, 5] = True
     maps = rng.normal(size=masks.shape) + 1.2 * masks
     return (maps if decimals is None else np.round(maps, decimals)), masks
 
@@ -232,9 +229,7 @@ class TestPixelCurves:
         maps, masks = random_set(decimals)
         result = curves_of(maps, masks)
         assert result.pixel_auroc == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-4)
-        assert result.pixel_ap == pytest.approx(
-            average_precision_score(masks.ravel(), maps.ravel()), abs=1e-4
-        )
+        assert result.pixel_ap == pytest.approx(average_precision_score(masks.ravel(), maps.ravel()), abs=1e-4)
         assert result.aupro == pytest.approx(slow_aupro(maps, masks), abs=1e-3)
         assert (result.n_images, result.n_regions, result.reason) == (4, 4, None)
 

@@ -118,7 +118,8 @@ class TruncatedNetwork(nn.Module):
         self.channels = channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        return list(self.graph(images).values())
+        outputs = self.graph(images)  # in the order of the network, whatever the order of `layers`
+        return [outputs[layer] for layer in self.layers]
 
 
 def default_input_size(name: str) -> int:
@@ -172,13 +173,14 @@ def build(name: str, layers: tuple[str, ...], weights: Weights) -> TruncatedNetw
     """
     graph = _cut(name, _lay_out(name), layers)
     channels = _channels(graph, name, layers)
+    network = TruncatedNetwork(graph, layers, channels).eval()
     if isinstance(weights, StoredWeights):
         _fold_batch_norm(graph)  # on the meta device: only the structure changes
-        load_weights(graph, name, weights, layers=layers)
+        load_weights(network, name, weights, layers=layers)  # named as the folded network names them
     else:
         load_weights(graph, name, weights, layers=layers)
         _fold_batch_norm(graph)
-    return TruncatedNetwork(graph, layers, channels)
+    return network
 
 
 def _classifiers() -> list[str]:
@@ -206,12 +208,7 @@ def _cut(name: str, model: nn.Module, layers: tuple[str, ...]) -> fx.GraphModule
             nodes[layer] = known.penultimate if known else "flatten"
         else:
             nodes[layer] = known.layers[layer].node if known and layer in known.layers else layer
-    try:
-        names = get_graph_node_names(model)[1]
-    except (AssertionError, fx.proxy.TraceError) as error:  # transformers of one fixed input size
-        raise ValueError(
-            f"{name} cannot be taken apart ({error}); choose a convolutional network, such as {', '.join(BACKBONES)}"
-        ) from error
+    names = get_graph_node_names(model)[1]
     for layer, node in nodes.items():
         if not any(other == node or other.startswith(node + ".") for other in names):
             valid = list(known.layers) if known else _blocks(names)
@@ -243,18 +240,24 @@ def _keep_outputs_intact(graph: fx.GraphModule) -> None:
 def _channels(graph: fx.GraphModule, name: str, layers: tuple[str, ...]) -> tuple[int, ...]:
     """Channels of each returned layer, by a pass without memory or arithmetic."""
     size = default_input_size(name)
-    with torch.inference_mode():
-        outputs = list(graph(torch.empty(1, 3, size, size, device="meta")).values())
+    try:
+        with torch.inference_mode():
+            outputs = graph(torch.empty(1, 3, size, size, device="meta"))
+    except AssertionError as error:  # torchvision's transformers assert their size
+        raise ValueError(
+            f"{name} takes images of one size only, not {size} pixels; choose a convolutional network, such as "
+            f"{', '.join(BACKBONES)}"
+        ) from error
     if len(outputs) < len(layers):  # the extractor returns a node once, however often and by whatever name it is asked
         raise ValueError(f"the layers {', '.join(layers)} of {name} are not distinct; name each place once")
-    for layer, out in zip(layers, outputs, strict=True):
+    for layer, out in outputs.items():
         # A square image has square feature maps; transformers give tokens, or channels last.
         if out.dim() != 2 and (out.dim() != 4 or out.shape[-1] != out.shape[-2]):
             raise ValueError(
                 f"{layer} of {name} gives {tuple(out.shape)}, not a feature map (n, c, h, w); choose a layer of a "
                 f"convolutional network, such as {', '.join(BACKBONES)}"
             )
-    return tuple(out.shape[1] for out in outputs)
+    return tuple(outputs[layer].shape[1] for layer in layers)
 
 
 def _fold_batch_norm(graph: fx.GraphModule) -> None:

@@ -1,9 +1,9 @@
 """The built-in backbone: derivative energies of opponent colours at several scales; no weights, no download.
 
-RGB images (n, 3, h, w) in [0, 1] go in; one map per scale comes out, at stride 8. Every colour plane
-(luminance, red–green, blue–yellow) is smoothed with a Gaussian of each scale and differentiated; the local mean of
-the plane and the local root mean square of first and second derivatives describe tone, colour, edges
-and texture without saying where exactly an edge lies.
+RGB images (n, 3, h, w) in [0, 1] go in; two maps come out, at strides 8 and 16. Every colour plane (luminance,
+red–green, blue–yellow) is smoothed with a Gaussian of each scale and differentiated; the local mean of the plane and
+the logarithm of the local root mean square of its first and second derivatives describe tone, colour, edges and
+texture without saying where exactly an edge lies. The coarser map is the same, averaged over a wider neighbourhood.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from torch import Tensor, nn
 _OPPONENT = ((1 / 3, 1 / 3, 1 / 3), (0.5, -0.5, 0.0), (-0.25, -0.25, 0.5))
 _SCALES = (1.0, 2.0, 4.0)  # Gaussian sigma in pixels
 _STRIDE = 8
+# Contrast below one grey level is camera noise; the logarithm must not blow it up.
+_NOISE = 1 / 100
 # Second derivatives respond to lines where first ones cancel.
 _ORDERS = ((1, 0), (0, 1), (2, 0), (1, 1), (0, 2))
 
 
 class FilterBank(nn.Module):
-    """Multi-scale Gaussian derivative energies on opponent colours, stride 8, 18 channels per scale."""
+    """Multi-scale Gaussian derivative energies on opponent colours, 54 channels at stride 8 and at stride 16."""
 
     kernels: Tensor
     opponent: Tensor
@@ -48,8 +50,11 @@ class FilterBank(nn.Module):
                 responses.append(F.conv2d(F.conv2d(padded, row, groups=3), column, groups=3))
             tone, *derivatives = responses
             energy = torch.cat([F.avg_pool2d(response**2, _STRIDE) for response in derivatives], dim=1)
-            levels.append(torch.cat([F.avg_pool2d(tone, _STRIDE), (energy + 1e-8).sqrt()], dim=1))
-        return levels
+            # Contrasts multiply (light, gloss), so their logarithms are what varies evenly.
+            contrast = ((energy + 1e-8).sqrt() / _NOISE).log1p()
+            levels.append(torch.cat([F.avg_pool2d(tone, _STRIDE), contrast], dim=1))
+        fine = torch.cat(levels, dim=1)
+        return [fine, F.avg_pool2d(fine, 2)]
 
 
 def _kernels(scale: float, radius: int) -> Tensor:

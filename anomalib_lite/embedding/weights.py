@@ -132,18 +132,19 @@ def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
     entry = models.get_model_weights(name).DEFAULT
     if name in _FIRST_RECIPE:
         entry = models.get_model_weights(name)["IMAGENET1K_V1"]
+    folder = Path(torch.hub.get_dir(), "checkpoints")
+    cached = folder / entry.url.rsplit("/", 1)[-1]
     try:
         return entry.get_state_dict(progress=True, check_hash=True)
-    except OSError as error:  # URLError is one
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        if cached.is_file():
+            raise WeightsError(f"{cached} is damaged ({error}); delete it and try again") from error
+        if isinstance(error, RuntimeError):  # torch.hub's word for a wrong checksum
+            raise WeightsError(f"the ImageNet weights of {name} arrived damaged ({error}); try again") from error
         raise WeightsError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on "
-            f"another machine and give weights=PATH, or put it into {torch.hub.get_dir()}/checkpoints; or use "
-            "backbone='builtin', which needs no download"
-        ) from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:  # a wrong checksum, or a torn file in the cache
-        raise WeightsError(
-            f"the ImageNet weights of {name} are damaged ({error}); delete "
-            f"{torch.hub.get_dir()}/checkpoints/{entry.url.rsplit('/', 1)[-1]} and try again"
+            f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on another "
+            f"machine and give weights=PATH, or put it into {folder}; or use backbone='builtin', which needs no "
+            "download"
         ) from error
 
 

@@ -196,8 +196,7 @@ def download(
     print(LICENSE, file=sys.stderr)
     if not accept_license:
         raise PermissionError(
-            "the licence of MVTec AD is not accepted; if your use is not commercial, "
-            "repeat with accept_license=True"
+            "the licence of MVTec AD is not accepted; if your use is not commercial, repeat with accept_license=True"
         )
     expected = sha256 or (known.sha256 if known else None)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -248,9 +247,7 @@ def _fetch(url: str, part: Path, progress: bool) -> None:
             "and give the new one as url"
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise DownloadError(
-            f"{url}: {error}; call again to resume, or download it by hand from {PAGE}"
-        ) from error
+        raise DownloadError(f"{url}: {error}; call again to resume, or download it by hand from {PAGE}") from error
 
 
 def _save(response: http.client.HTTPResponse, part: Path, have: int, progress: bool) -> None:
@@ -266,9 +263,7 @@ def _save(response: http.client.HTTPResponse, part: Path, have: int, progress: b
     total = start + int(length) if length else None
     with (
         part.open("ab" if resumed else "wb") as file,
-        tqdm(
-            total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress
-        ) as bar,
+        tqdm(total=total, initial=start, unit="B", unit_scale=True, desc=part.stem, disable=not progress) as bar,
     ):
         while chunk := response.read(_CHUNK):
             file.write(chunk)
@@ -320,8 +315,7 @@ def _unpack(archive: Path, folder: Path) -> None:
             total += member.size
             if count > MAX_MEMBERS or total > MAX_UNPACKED_BYTES:
                 raise DownloadError(
-                    f"{archive.name}: more than {MAX_MEMBERS} files or "
-                    f"{MAX_UNPACKED_BYTES / 1e9:g} GB; not unpacked"
+                    f"{archive.name}: more than {MAX_MEMBERS} files or {MAX_UNPACKED_BYTES / 1e9:g} GB; not unpacked"
                 )
             destination = folder / path
             if member.isdir():

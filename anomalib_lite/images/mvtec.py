@@ -179,9 +179,7 @@ def _pair(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[s
             paths.append(ground_truth / found[0])
             problems += [f"ground_truth/{mask}: second mask of test/{id_}, left out" for mask in found[1:]]
     for stray in by_stem.values():
-        problems += [
-            f"ground_truth/{mask}: no image test/{_stem(mask).removesuffix('_mask')}.*" for mask in stray
-        ]
+        problems += [f"ground_truth/{mask}: no image test/{_stem(mask).removesuffix('_mask')}.*" for mask in stray]
     return paths, problems
 
 

@@ -169,9 +169,7 @@ def _name_of(source: Any) -> str:
         return Path(os.fsdecode(getattr(source, "filename", ""))).name or "PIL image"
     if isinstance(source, bytes | bytearray | memoryview):
         return "bytes"
-    raise TypeError(
-        f"an image is a path, bytes or a PIL image, not {type(source).__name__}; for arrays see to_rgb"
-    )
+    raise TypeError(f"an image is a path, bytes or a PIL image, not {type(source).__name__}; for arrays see to_rgb")
 
 
 def _decode(source: Any, name: str, max_pixels: int) -> Image.Image:
@@ -200,9 +198,7 @@ def _opened(source: Any, name: str) -> Iterator[Image.Image]:
         return
     info = os.stat(source)
     if stat.S_ISDIR(info.st_mode):
-        raise UnreadableImageError(
-            f"{name}: is a folder; name the images in it or open the folder as a source"
-        )
+        raise UnreadableImageError(f"{name}: is a folder; name the images in it or open the folder as a source")
     # Opening a pipe or a device would wait or read for ever.
     if not stat.S_ISREG(info.st_mode):
         raise UnreadableImageError(f"{name}: is not a regular file; copy the image to one")
@@ -260,9 +256,7 @@ def _named_errors(name: str, source: Any) -> Iterator[None]:
     # A hostile file makes PIL's decoders raise nearly anything: OSError, SyntaxError, ValueError,
     # struct.error, zlib.error, OverflowError, KeyError. A list of types would always lack one.
     except Exception as error:
-        raise UnreadableImageError(
-            f"{name}: {_reason(source, error)}; copy or record the image again"
-        ) from error
+        raise UnreadableImageError(f"{name}: {_reason(source, error)}; copy or record the image again") from error
 
 
 def _reason(source: Any, error: Exception) -> str:
@@ -295,8 +289,7 @@ def _full_range(image: Image.Image, name: str) -> np.ndarray:
     # maker knows. Guessing it per image would make the same part bright in one and dark in the next.
     if low < 0 or high > 65535:
         raise UnreadableImageError(
-            f"{name}: 32-bit or signed integers from {low} to {high}, range unknown; "
-            "save the image with 8 or 16 bits"
+            f"{name}: 32-bit or signed integers from {low} to {high}, range unknown; save the image with 8 or 16 bits"
         )
     values = values.astype(np.uint16)
     twelve_bit = image.mode == "I;16" and _bits_per_sample(image) == 12

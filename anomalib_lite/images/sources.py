@@ -184,9 +184,7 @@ def _no_images(folder: Path) -> str:
     others = Counter(Path(path).suffix.lower() for path in _walk(folder))
     found = ", ".join(f"{n} x {suffix or 'no suffix'}" for suffix, n in others.most_common(3))
     text = f"{folder}: no images; looked in all its folders for {' '.join(suffix[1:] for suffix in SUFFIXES)}"
-    return (
-        f"{text}, found only {found}; convert them, or check the path" if found else f"{text}; check the path"
-    )
+    return f"{text}, found only {found}; convert them, or check the path" if found else f"{text}; check the path"
 
 
 def _open_list(items: list[Any]) -> ListSource:
@@ -207,8 +205,7 @@ def _open_list(items: list[Any]) -> ListSource:
             ids.append(f"image_{i:04d}")
         else:
             raise TypeError(
-                f"item {i} of the list is of type {type(item).__name__}; "
-                "give paths, arrays, PIL images or tensors"
+                f"item {i} of the list is of type {type(item).__name__}; give paths, arrays, PIL images or tensors"
             )
         flat.append(item)
     return ListSource(flat, _made_unique(ids))
@@ -246,14 +243,10 @@ def _split(images: Any) -> list[Any]:
         if (len(shape) == 4 and has_channels) or (len(shape) == 3 and not _is_tensor(images)):
             return list(images)
     expected = (
-        "(H, W), (C, H, W) or (N, C, H, W)"
-        if _is_tensor(images)
-        else "(H, W), (H, W, C), (N, H, W) or (N, H, W, C)"
+        "(H, W), (C, H, W) or (N, C, H, W)" if _is_tensor(images) else "(H, W), (H, W, C), (N, H, W) or (N, H, W, C)"
     )
     kind = "tensor" if _is_tensor(images) else "array"
-    raise ValueError(
-        f"{kind} of shape {shape} holds no images; give {expected} with C = 1, 3 or 4 and no empty axis"
-    )
+    raise ValueError(f"{kind} of shape {shape} holds no images; give {expected} with C = 1, 3 or 4 and no empty axis")
 
 
 def _tensor_image(tensor: Any, name: str) -> np.ndarray:

@@ -24,8 +24,8 @@ OUTLINE = (
     (0.05, 0.80),
     (0.09, 0.97),
     (0.13, 1.0),
-    (0.50, 1.0),
-    (0.56, 0.97),
+    (0.30, 1.0),
+    (0.36, 0.97),
     (0.93, 0.66),
     (1.0, 0.66),
 )
@@ -114,9 +114,7 @@ def render_part(
     ((64, 64, 3), dtype('uint8'), True)
     """
     if defect is not None and defect not in get_args(Defect):
-        raise ValueError(
-            f"defect={defect!r}: give one of {', '.join(get_args(Defect))}, or None for a good part"
-        )
+        raise ValueError(f"defect={defect!r}: give one of {', '.join(get_args(Defect))}, or None for a good part")
     # Defects draw from their own stream, so that the good and the spoilt part of one seed are the same part.
     defect_rng = np.random.default_rng(rng.integers(2**63))
     scale = 0.40 * size * rng.uniform(0.97, 1.03)
@@ -172,15 +170,13 @@ def _write(root: Path, split: str, defect: Defect | None, n: int, size: int, ran
             Image.fromarray(mask).save(masks / f"{i:03d}_mask.png")
 
 
-def _bent(
-    u: np.ndarray, v: np.ndarray, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _bent(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Push the part aside around the tip of one lobe; returns the coordinates and how much light changes."""
     tip = 2 * np.pi * (rng.integers(LOBES) + rng.uniform(0.12, 0.5)) / LOBES
     at_u, at_v = 0.95 * np.cos(tip), 0.95 * np.sin(tip)
-    reach = rng.uniform(0.16, 0.28)
+    reach = rng.uniform(0.18, 0.30)
     near = np.exp(-((u - at_u) ** 2 + (v - at_v) ** 2) / (2 * reach**2))
-    push = rng.uniform(0.07, 0.20)
+    push = rng.uniform(0.12, 0.32)
     direction = tip + rng.choice([0, np.pi / 2, -np.pi / 2]) + rng.uniform(-0.4, 0.4)
     # Sampling further out draws the lobe further in.
     u = u + near * push * np.cos(direction)
@@ -205,9 +201,7 @@ def _polar(u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     return r, _OUTLINE[place], _SLOPE[place]
 
 
-def _metal(
-    u: np.ndarray, v: np.ndarray, towards: np.ndarray, light: float, rng: np.random.Generator
-) -> np.ndarray:
+def _metal(u: np.ndarray, v: np.ndarray, towards: np.ndarray, light: float, rng: np.random.Generator) -> np.ndarray:
     """Return the brightness of the metal under a light from the angle `light`, in the part's frame."""
     r, outline, slope = _polar(u, v)
     phi = np.arctan2(v, u)
@@ -223,7 +217,7 @@ def _metal(
     strokes = rng.standard_normal((256, 24)).astype(np.float32)
     long_way = ((u + 1.5) * 8).astype(np.intp) % 24
     across = ((v + 1.5) * 85).astype(np.intp) % 256
-    lobes = 0.40 + 0.10 * facing + 0.05 * strokes[across, long_way] - 0.12 * np.clip(r - 0.8, 0, 1)
+    lobes = 0.40 + 0.10 * facing + 0.03 * strokes[across, long_way] - 0.12 * np.clip(r - 0.8, 0, 1)
     # Two bands left by the press; they run outwards on one side, so they turn with the outline.
     turn = np.arctan2(v, u) * (LOBES / (2 * np.pi)) % 1.0
     for radius in (0.72, 0.84):
@@ -235,7 +229,7 @@ def _metal(
     metal += 0.10 * _ridge(r - CHAMFER, 0.010) + 0.16 * _ridge(r - HOLE, 0.008)
     metal += (0.16 + 0.22 * np.cos(phi - light)) * _ridge(inside, 0.018)  # the rounded rim
     grains = rng.standard_normal(u.shape).astype(np.float32)
-    metal *= 1 + 0.10 * grains + 0.10 * np.clip(grains - 1.2, 0, None)
+    metal *= 1 + 0.06 * grains + 0.06 * np.clip(grains - 1.2, 0, None)
     metal *= 1 + rng.uniform(0.04, 0.16) * towards  # the light is near, so it falls off
     return np.clip(metal * rng.uniform(0.9, 1.1), 0.02, 1.2)
 
@@ -274,19 +268,15 @@ def _scratched(
     canvas = Image.new("L", (4 * size, 4 * size))  # four times as fine, for antialiasing
     draw = ImageDraw.Draw(canvas)
     start = _spot(part, x, y, rng)
-    heading, length, curve = rng.uniform(0, 2 * np.pi), rng.uniform(0.2, 0.7), rng.uniform(-0.6, 0.6)
+    heading, length, curve = rng.uniform(0, 2 * np.pi), rng.uniform(0.3, 0.9), rng.uniform(-0.6, 0.6)
     t = np.linspace(-0.5, 0.5, 24)
     for _ in range(rng.integers(1, 4)):
         turned = heading + curve * t + rng.normal(0, 0.05)
-        line = (
-            start
-            + rng.normal(0, 0.03, 2)
-            + length * t[:, None] * np.column_stack([np.cos(turned), np.sin(turned)])
-        )
-        width = max(1, round(4 * scale * rng.uniform(0.008, 0.022)))
+        line = start + rng.normal(0, 0.03, 2) + length * t[:, None] * np.column_stack([np.cos(turned), np.sin(turned)])
+        width = max(1, round(4 * scale * rng.uniform(0.012, 0.030)))
         draw.line([tuple(p) for p in 4 * (centre + scale * line)], fill=255, width=width, joint="curve")
     cover = np.asarray(canvas.resize((size, size), Image.Resampling.BOX), np.float32) / 255 * part
-    change = rng.choice([-1, 1]) * rng.uniform(0.10, 0.35)
+    change = rng.choice([-1, 1]) * rng.uniform(0.20, 0.60)
     return metal + change * cover[..., None], cover > 0.2
 
 
