@@ -58,10 +58,11 @@ class FilterBank(nn.Module):
 
 
 def _kernels(scale: float, radius: int) -> Tensor:
-    """Gaussian and its first two derivatives (3, 2 radius + 1), normalised to be comparable across scales."""
+    """Gaussian and its first two derivatives (3, 2 radius + 1), zero beyond 3 sigma, comparable across scales."""
     x = torch.arange(-radius, radius + 1, dtype=torch.float32)
-    gaussian = torch.exp(-(x**2) / (2 * scale**2))
+    gaussian = torch.exp(-(x**2) / (2 * scale**2)) * (x.abs() <= 3 * scale)
     gaussian = gaussian / gaussian.sum()
     first = -x / scale * gaussian
     second = (x**2 / scale**2 - 1) * gaussian
-    return torch.stack([gaussian, first, second - second.mean()])
+    # Without a mean, so that plain brightness is no derivative.
+    return torch.stack([gaussian, first, second - second.sum() * gaussian])
