@@ -165,6 +165,7 @@ class TestErrors:
             with pytest.raises(ValueError, match="NaN or infinity"):
                 learn(X)
 
+    @pytest.mark.filterwarnings("error")
     def test_large_finite_rows_are_no_error(self):
         # Their float32 sum overflows; the rows do not.
         assert PCA(1).fit(np.array([[2e38, 0.0], [2e38, 1.0], [2e38, 2.0]], dtype=np.float32)).n_components_ == 1

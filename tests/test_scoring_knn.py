@@ -179,9 +179,10 @@ class TestEveryScorer:
         assert np.array_equal(FACTORIES[name]().fit(X).score(new_rows().tolist()), expected)
         assert np.array_equal(X, good)
 
+    @pytest.mark.filterwarnings("error::RuntimeWarning")
     def test_wrong_rows_are_named(self, name, good):
         spoilt = good.copy()
-        spoilt[[3, 8], 2] = np.nan, np.inf
+        spoilt[[3, 8], 2] = -np.inf, np.inf
         fitted = FACTORIES[name]().fit(good)
         for use in (FACTORIES[name]().fit, fitted.score):
             for wrong in (good[:0], good[0]):

@@ -96,7 +96,7 @@ class Embedder:
         network = self._build()
         self.fingerprint = fingerprint(network)
         network.eval().to(self.device, self.dtype)
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = network.to(memory_format=torch.channels_last)
         shape = (1, 1, 1, 3)
         # The filter bank works on plain intensities; ImageNet's networks on standardised ones.
         mean, std = ((0.0,) * 3, (1.0,) * 3) if backbone == BUILTIN else (_IMAGENET_MEAN, _IMAGENET_STD)
