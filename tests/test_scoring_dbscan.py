@@ -37,6 +37,11 @@ class TestAgreementWithScikitLearn:
         assert np.array_equal(scorer.core_rows_, reference.core_sample_indices_)
         assert (scorer.n_clusters_, scorer.n_noise_) == (1, 0)
 
+    def test_equal_rows_are_within_any_radius(self):
+        X = np.repeat(np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32), 5, axis=0)
+        scorer = DBSCANScorer(eps=1e-6, min_samples=5).fit(X)
+        assert (len(scorer.core_rows_), scorer.n_clusters_, scorer.n_noise_) == (30, 6, 0)
+
     def test_one_far_row_does_not_blur_the_others(self, X):
         X[0] = 5e3
         reference = DBSCAN(eps=0.6, min_samples=4).fit(X)
