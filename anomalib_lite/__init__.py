@@ -37,7 +37,28 @@ _HOME = {
     "download": "images.download",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604 - names, as strings
+__all__ = [
+    "PCA",
+    "Calibration",
+    "DBSCANScorer",
+    "Detector",
+    "Evaluation",
+    "KMeansScorer",
+    "KNNScorer",
+    "ModelFileError",
+    "NoGoodImagesError",
+    "Scores",
+    "SubspaceScorer",
+    "UnreadableImageError",
+    "WeightsError",
+    "__version__",
+    "download",
+    "evaluate",
+    "fit",
+    "greedy_k_center",
+    "make_metal_nut",
+    "score",
+]
 
 if TYPE_CHECKING:
     from anomalib_lite.calibration import Calibration

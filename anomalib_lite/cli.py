@@ -5,11 +5,12 @@ Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2
 
 import functools
 import inspect
+import io
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -25,7 +26,10 @@ app = typer.Typer(
 def _components(text: str) -> int | float | None:
     if text.lower() == "none":
         return None
-    return float(text) if "." in text else int(text)
+    try:
+        return float(text) if "." in text else int(text)
+    except ValueError:
+        raise ValueError(f"--components {text}: give a number, a share of variance such as 0.95, or none") from None
 
 
 def _number_or_word(text: str) -> int | float | str:
@@ -41,25 +45,26 @@ def _number_or_word(text: str) -> int | float | str:
 # The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
 # on, so the defaults are the library's.
 _DETECTOR_FLAGS: dict[str, Any] = {
-    "backbone": (Optional[str], typer.Option(help="builtin, resnet18, vgg16, inception_v3, … [default: builtin]")),
-    "weights": (Optional[str], typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
-    "layers": (Optional[str], typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
-    "level": (Optional[str], typer.Option(help="patch (heat maps) or global [default: patch]")),
-    "image_size": (Optional[int], typer.Option(help="side in pixels that images are resized to")),
-    "scorer": (Optional[str], typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
-    "components": (Optional[str], typer.Option(help="PCA: number, share of variance (0.95), or none")),
-    "whiten": (Optional[bool], typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
-    "bank_size": (Optional[int], typer.Option(help="knn: vectors in the bank [default: 4096]")),
-    "k": (Optional[int], typer.Option(help="knn: neighbours averaged [default: 2]")),
-    "trim": (Optional[float], typer.Option(help="knn: share of odd training rows kept out of the bank")),
-    "n_clusters": (Optional[str], typer.Option(help="kmeans: number of clusters, or silhouette")),
-    "eps": (Optional[str], typer.Option(help="dbscan: radius, or knee")),
-    "min_samples": (Optional[int], typer.Option(help="dbscan: rows that make a core sample")),
-    "false_alarm_rate": (Optional[float], typer.Option(help="share of good images that may alarm [default: 0.01]")),
-    "device": (Optional[str], typer.Option(help="auto, cpu or cuda")),
-    "dtype": (Optional[str], typer.Option(help="auto, float32 or bfloat16")),
-    "batch_size": (Optional[int], typer.Option(help="images per forward pass")),
-    "random_state": (Optional[int], typer.Option(help="seed [default: 0]")),
+    "backbone": (str | None, typer.Option(help="builtin, resnet18, vgg16, inception_v3, … [default: builtin]")),
+    "weights": (str | None, typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
+    "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
+    "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
+    "image_size": (int | None, typer.Option(help="side in pixels that images are resized to")),
+    "rotations": (int | None, typer.Option(help="learn every image at this many angles [default: 1]")),
+    "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
+    "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
+    "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
+    "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 4096]")),
+    "k": (int | None, typer.Option(help="knn: neighbours averaged [default: 2]")),
+    "trim": (float | None, typer.Option(help="knn: share of odd training rows kept out of the bank")),
+    "n_clusters": (str | None, typer.Option(help="kmeans: number of clusters, or silhouette")),
+    "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
+    "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
+    "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
+    "device": (str | None, typer.Option(help="auto, cpu or cuda")),
+    "dtype": (str | None, typer.Option(help="auto, float32 or bfloat16")),
+    "batch_size": (int | None, typer.Option(help="images per forward pass")),
+    "random_state": (int | None, typer.Option(help="seed [default: 0]")),
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "components": _components,
@@ -135,9 +140,9 @@ def fit(
 def score(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
     images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
-    csv: Annotated[Optional[Path], typer.Option(help="write the scores to this CSV file")] = None,
-    overlays: Annotated[Optional[Path], typer.Option(help="write heat maps over the images to this folder")] = None,
-    weights: Annotated[Optional[str], typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
+    overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
+    weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     as_json: _Json = False,
     strict: _Strict = False,
@@ -190,8 +195,8 @@ def download(
     accept_license: Annotated[
         bool, typer.Option("--accept-license", help="accept CC BY-NC-SA 4.0, non-commercial use only")
     ] = False,
-    url: Annotated[Optional[str], typer.Option(help="another place to fetch the archive from")] = None,
-    sha256: Annotated[Optional[str], typer.Option(help="checksum the archive must have")] = None,
+    url: Annotated[str | None, typer.Option(help="another place to fetch the archive from")] = None,
+    sha256: Annotated[str | None, typer.Option(help="checksum the archive must have")] = None,
 ) -> None:
     """Download a category of MVTec AD, verify it and unpack it."""
     from anomalib_lite.images.download import download as run
@@ -204,6 +209,9 @@ def main() -> None:
     """Run the command line; wrong input ends in one line on stderr and exit code 2, not in a traceback."""
     from anomalib_lite.images.download import DownloadError
 
+    # A file name may hold characters that the terminal cannot show; that is no reason to stop.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except (ValueError, OSError, DownloadError) as error:

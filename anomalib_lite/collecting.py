@@ -44,7 +44,7 @@ class RowCollector:
             rows = rows[patches]
         origin = np.stack([np.full(len(rows), image), patches], axis=1)
         self._append(rows, origin)
-        if self._count > self.budget:
+        while self._count > self.budget:
             self._thin()
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,15 @@ def run_demo(output: str | os.PathLike[str], **parameters: Any) -> str:
     if not data_folder.exists():
         make_metal_nut(data_folder, **_SET)
     data = open_mvtec(data_folder)
+    start = time.perf_counter()
     # 80 good images support a rate of 5 %, not of 1 %.
     detector = Detector(**{"false_alarm_rate": 0.05, **parameters}).fit(data.train)
+    fitted = time.perf_counter()
     scores = detector.score(data.test)
-    evaluation = measure(detector, scores, data)
+    scored = time.perf_counter()
+    evaluation = measure(
+        detector, scores, data, fit_seconds=fitted - start, seconds_per_image=(scored - fitted) / len(data.test)
+    )
 
     model = detector.save(folder / "model.safetensors")
     scores.to_csv(folder / "scores.csv")

@@ -18,15 +18,18 @@ from anomalib_lite import persistence
 from anomalib_lite.calibration import Calibration
 from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
 from anomalib_lite.embedding.streaming import EmbeddedImage, OnUnreadable, embed_source
-from anomalib_lite.embedding.weights import StoredWeights, Weights
+from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.fitting import Fitted, Intake, fit_global, fit_patches
+from anomalib_lite.hardware import pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.reduction import PCA, Reduction, Standardizer, restore_reduction
 from anomalib_lite.results import Nearest, Scores
 from anomalib_lite.scoring import SCORERS, KNNScorer, Scorer, ScorerName, image_score, make_scorer
 from anomalib_lite.scoring.knn import Selection
+from anomalib_lite.scoring.named import can_be_stored
 
 # Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
 _PATCH_COMPONENTS = 128
@@ -48,7 +51,8 @@ class Detector:
     image_size : int, optional
         Side in pixels that images are resized to; default: the backbone's own. Time grows with its square.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
-        How rows are compared with good ones. A name takes the parameters below; an instance brings its own.
+        How rows are compared with good ones. A name takes the parameters below; an instance brings its own
+        (one of another class than those four cannot be saved).
     bank_size, selection, k, trim : see `scoring.KNNScorer`
     n_clusters : int, "silhouette", or "auto"
         For kmeans. "auto" is 1024 centroids for patches, the silhouette's count for global vectors.
@@ -58,6 +62,8 @@ class Detector:
         vectors (standardised instead) and for subspace, which has a PCA of its own.
     whiten : bool or "auto"
         Scale components to unit variance; "auto" does for kmeans and dbscan on patches.
+    rotations : int
+        Learn every training image at this many angles; for parts that may lie at any angle, and few images.
     top_share : float in (0, 1]
         Patch level: the image score is the mean of this share of the largest patch scores.
     false_alarm_rate : float in (0, 1)
@@ -99,6 +105,7 @@ class Detector:
         min_samples: int = 5,
         n_components: int | float | Literal["auto"] | None = "auto",
         whiten: bool | Literal["auto"] = "auto",
+        rotations: int = 1,
         top_share: float = 0.01,
         false_alarm_rate: float = 0.01,
         device: str = "auto",
@@ -112,6 +119,13 @@ class Detector:
             raise ValueError(f"top_share={top_share} is a share of patches, in (0, 1]")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate={false_alarm_rate} is a share of good images, in (0, 1)")
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} is the number of images per forward pass, at least 1")
+        if random_state < 0:
+            raise ValueError(f"random_state={random_state} is a seed, not negative")
+        if rotations < 1:
+            raise ValueError(f"rotations={rotations}; at least 1, the image as it is")
+        self.rotations = rotations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
         self.workers = workers
@@ -164,13 +178,16 @@ class Detector:
         Raises
         ------
         NoGoodImagesError
-            If fewer than two images can be read; the message lists the first reasons.
+            If fewer than two images can be read (three for dbscan and at the global level); the message lists
+            the first reasons.
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
             If images are all the same, or parameters do not fit their number.
         """
-        source = open_source(images)
+        source: ImageSource = open_source(images)
+        if self.rotations > 1:
+            source = RotatedSource(source, self.rotations)
         order = np.random.default_rng(self.random_state).permutation(len(source))
         intake = Intake()
         passes = iter(("fit", "calibrate"))
@@ -188,6 +205,7 @@ class Detector:
                 top_share=self.top_share,
                 false_alarm_rate=self.false_alarm_rate,
                 random_state=self.random_state,
+                copies=self.rotations,
             )
         else:
             fitted = fit_global(
@@ -197,11 +215,12 @@ class Detector:
                 make_reduction=self._new_reduction,
                 make_scorer=self._new_scorer,
                 false_alarm_rate=self.false_alarm_rate,
+                copies=self.rotations,
             )
         self.unreadable_ = intake.unreadable
         self.train_ids_ = list(source.ids)
         self.train_sizes_ = np.array([intake.sizes.get(i, (0, 0)) for i in range(len(source))], dtype=np.int64)
-        self.n_train_ = len(intake.sizes)
+        self.n_train_ = len({index // self.rotations for index in intake.sizes})
         self.scorer = fitted.scorer
         self.fitted_ = fitted
         return self
@@ -210,7 +229,8 @@ class Detector:
         """An unfitted scorer with the parameters asked for."""
         return type(self.scorer)(**self.scorer.parameters())
 
-    def _new_reduction(self, dimension: int) -> Reduction:
+    def _new_reduction(self, most: int) -> Reduction:
+        """An unfitted reduction for rows that can give `most` components."""
         if self.n_components is None or (self.n_components == "auto" and self.embedder.level == "global"):
             return Standardizer()
         # The channels of one layer of a network have a common unit; the filter bank's tones and log contrasts, and
@@ -219,7 +239,7 @@ class Detector:
         if self.n_components == "auto":
             if self.scorer.name == "subspace":  # has a PCA of its own
                 return Standardizer()
-            return PCA(min(_PATCH_COMPONENTS, dimension), whiten=self.whiten, standardize=standardize)
+            return PCA(min(_PATCH_COMPONENTS, most), whiten=self.whiten, standardize=standardize)
         return PCA(self.n_components, whiten=self.whiten, standardize=standardize)
 
     def _embedded(
@@ -325,6 +345,7 @@ class Detector:
             "scorer_parameters": self.scorer.parameters(),
             "n_components": self.n_components,
             "whiten": self.whiten,
+            "rotations": self.rotations,
             "top_share": self.top_share,
             "false_alarm_rate": self.false_alarm_rate,
             "random_state": self.random_state,
@@ -345,8 +366,15 @@ class Detector:
             If the detector is not fitted.
         OSError
             If the file cannot be written; an older file is left as it was.
+        ValueError
+            If the scorer is of a class of your own, which the file could not bring back.
         """
         fitted = self._require_fitted()
+        if not can_be_stored(fitted.scorer):
+            raise ValueError(
+                f"a {type(fitted.scorer).__name__} cannot be saved: a model file holds numbers, no code, and only "
+                f"{', '.join(SCORERS)} are known where it is opened"
+            )
         parts = {
             "reduction": fitted.reduction.state(),
             "scorer": fitted.scorer.state(),
@@ -384,7 +412,8 @@ class Detector:
         path : path
         weights : optional
             The weights of the backbone it was fitted with, unless it is built in, stored in the file, or torchvision's.
-        device, dtype, batch_size, workers, progress : as for `Detector`
+        device, batch_size, workers, progress : as for `Detector`
+        dtype : as for `Detector`, but that "auto" keeps to float32 if it was fitted in it, so that scores stay the same
 
         Raises
         ------
@@ -398,23 +427,25 @@ class Detector:
         """
         arrays, manifest = persistence.load_file(path)
         name = Path(path).name
+        pick_dtype(dtype, pick_device(device))  # what is wrong with these is not the fault of the file
         try:
             config = manifest["config"]
             builtin = config["backbone"] == BUILTIN
-            scorer = SCORERS[config["scorer"]].from_state(config["scorer_parameters"], _part(arrays, "scorer"))
+            fitted = _restored(config, arrays, manifest)
             detector = cls(
                 backbone=config["backbone"],
                 layers=None if builtin else config["layers"],
                 weights=_backbone_weights(weights, _part(arrays, "backbone")),
                 level=config["level"],
-                image_size=config["image_size"],
-                scorer=scorer,
+                image_size=int(config["image_size"]),
+                scorer=fitted.scorer,
                 n_components=config["n_components"],
                 whiten=config["whiten"],
+                rotations=config["rotations"],
                 top_share=config["top_share"],
                 false_alarm_rate=config["false_alarm_rate"],
                 device=device,
-                dtype=dtype,
+                dtype="float32" if dtype == "auto" and config["dtype"] == "float32" else dtype,
                 batch_size=batch_size,
                 workers=workers,
                 random_state=config["random_state"],
@@ -424,17 +455,11 @@ class Detector:
             detector.n_train_ = manifest["n_train"]
             detector.train_sizes_ = arrays["train.sizes"]
             detector.unreadable_ = []
-            fingerprint = config["fingerprint"]
-            rows, columns = manifest["grid"]
-            fitted = Fitted(
-                restore_reduction(_part(arrays, "reduction")),
-                scorer,
-                Calibration.from_state(_part(arrays, "calibration")),
-                arrays["train.origins"],
-                (int(rows), int(columns)),
-            )
-        except (KeyError, TypeError, IndexError, AttributeError) as error:
-            raise ModelFileError(f"{name} is damaged: {error!r} is missing or malformed") from error
+            fingerprint = str(config["fingerprint"])
+        except WeightsError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error!r})") from error
         if detector.embedder.fingerprint != fingerprint:
             raise ModelFileError(
                 f"{name} was fitted with other weights of {config['backbone']} than those given: scores would be "
@@ -461,6 +486,29 @@ def fit(images: Any, **parameters: Any) -> Detector:
 def score(detector: Detector, images: Any) -> Scores:
     """Score new images with a fitted detector; the same as `detector.score(images)`."""
     return detector.score(images)
+
+
+def _restored(config: dict[str, Any], arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> Fitted:
+    """What a model file holds of the fit; an error of any kind if its parts do not fit together."""
+    for key, array in arrays.items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{key} holds NaN or infinity")
+    scorer = SCORERS[config["scorer"]].from_state(config["scorer_parameters"], _part(arrays, "scorer"))
+    reduction = restore_reduction(_part(arrays, "reduction"))
+    origins, sizes, ids = arrays["train.origins"], arrays["train.sizes"], manifest["train_ids"]
+    rows, columns = (int(side) for side in manifest["grid"])
+    if min(rows, columns) < 1 or sizes.shape != (len(ids), 2) or not all(isinstance(entry, str) for entry in ids):
+        raise ValueError("the grid or the list of training images is malformed")
+    if isinstance(scorer, KNNScorer) and (
+        origins.shape != (len(scorer.bank_), 2)
+        or origins.dtype.kind != "i"
+        or (origins < 0).any()
+        or (origins >= (len(ids), rows * columns)).any()
+    ):
+        raise ValueError("train.origins does not fit the bank")
+    # One row through all parts: whether their dimensions fit.
+    scorer.score(reduction.transform(np.zeros((1, len(reduction.mean_)), dtype=np.float32)))
+    return Fitted(reduction, scorer, Calibration.from_state(_part(arrays, "calibration")), origins, (rows, columns))
 
 
 def _backbone_weights(given: Weights | None, stored: dict[str, np.ndarray]) -> Weights | None:

@@ -21,6 +21,7 @@ from anomalib_lite.detector import Detector
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.results import AtRate, Evaluation, Scores
+from anomalib_lite.scoring.named import can_be_stored
 
 
 def evaluate(
@@ -71,8 +72,8 @@ def measure(
     data: MVTecDataset,
     *,
     rates: Sequence[float] = (0.01, 0.05),
-    fit_seconds: float = float("nan"),
-    seconds_per_image: float = float("nan"),
+    fit_seconds: float | None = None,
+    seconds_per_image: float | None = None,
 ) -> Evaluation:
     """Measure scores of the test images of `data` against their labels and masks."""
     position = {image_id: i for i, image_id in enumerate(data.test.ids)}
@@ -179,7 +180,9 @@ def _peak_rss_mb() -> float | None:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def _model_mb(detector: Detector) -> float:
-    """Size of the saved model in MB (10⁶ bytes), without the backbone."""
+def _model_mb(detector: Detector) -> float | None:
+    """Size of the saved model in MB (10⁶ bytes), without the backbone; None for a scorer that cannot be saved."""
+    if not can_be_stored(detector.scorer):
+        return None
     with tempfile.TemporaryDirectory() as folder:
         return detector.save(Path(folder) / "model.safetensors").stat().st_size / 1e6

@@ -17,7 +17,7 @@ from anomalib_lite.collecting import RowCollector
 from anomalib_lite.embedding.streaming import EmbeddedImage
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.reduction import Reduction
-from anomalib_lite.scoring import KNNScorer, Scorer, image_score
+from anomalib_lite.scoring import DBSCANScorer, KNNScorer, Scorer, image_score
 
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
 _SAMPLE_BYTES = 128 * 2**20
@@ -80,45 +80,54 @@ def fit_patches(
     top_share: float,
     false_alarm_rate: float,
     random_state: int,
+    copies: int = 1,
 ) -> Fitted:
     """Fit on patch grids of the images `order` (n,), each embedded once (or twice, see the module).
+
+    Of `copies` rotated copies of an image, with consecutive indices, the first calibrates, all others left out.
 
     Raises
     ------
     NoGoodImagesError
-        If fewer than two images can be read.
+        If fewer than two images can be read, or three for DBSCAN.
+    ValueError
+        If the images are all the same.
     """
     stream = intake.readable(embed(order))
-    sample = _first(stream, _SAMPLE_BYTES)
-    _require_two(len(sample), intake)
-    grid = sample[0].embedding.shape[:2]
-    reduction = make_reduction(sample[0].embedding.shape[2])
-    reduction.fit(np.concatenate([image.rows for image in sample]))
-
     scorer = make_scorer()
+    # DBSCAN's knee compares images with each other, also when calibration leaves one out.
+    least = 3 if isinstance(scorer, DBSCANScorer) else 2
+    sample = _first(stream, _SAMPLE_BYTES, least)
+    _require_enough(sample, intake, len(order), least)
+    grid = sample[0].embedding.shape[:2]
+    X = np.concatenate([image.rows for image in sample])
+    reduction = make_reduction(min(X.shape)).fit(X)
+    del X
+
     collector = RowCollector(scorer.max_rows, coreset_size=_coreset_size(scorer), random_state=random_state)
     held: dict[int, np.ndarray] = {}
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
         collector.add(rows, image.index)
-        if held_bytes < _HELD_BYTES and len(held) < _CALIBRATION_IMAGES:
+        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < _CALIBRATION_IMAGES:
             held[image.index] = rows
             held_bytes += rows.nbytes
 
     X, origins = collector.rows()
-    scorer.fit(X, origins[:, 0])
-    unseen = scorer if isinstance(scorer, KNNScorer) else CrossFit(make_scorer).fit(X, origins[:, 0])
+    groups = origins[:, 0] // copies
+    scorer.fit(X, groups)
+    unseen = scorer if isinstance(scorer, KNNScorer) else CrossFit(make_scorer).fit(X, groups)
     del X
     calibration_scores = []
 
     def calibrate(rows: np.ndarray, index: int) -> None:
-        patch_scores = unseen.score_excluding(rows, np.full(len(rows), index))
+        patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
         calibration_scores.append(image_score(patch_scores, top_share))
 
     for index, rows in held.items():
         calibrate(rows, index)
-    rest = [index for index in intake.sizes if index not in held][: _CALIBRATION_IMAGES - len(held)]
+    rest = [index for index in intake.sizes if index not in held and index % copies == 0][: _CALIBRATION_IMAGES - len(held)]
     held.clear()
     if rest:
         for image in Intake().readable(embed(np.array(rest))):
@@ -140,26 +149,32 @@ def fit_global(
     make_reduction: Callable[[int], Reduction],
     make_scorer: Callable[[], Scorer],
     false_alarm_rate: float,
+    copies: int = 1,
 ) -> Fitted:
-    """Fit on one vector per image.
+    """Fit on one vector per image; `copies` as for `fit_patches`.
 
     Raises
     ------
     NoGoodImagesError
-        If fewer than two images can be read.
+        If fewer than three images can be read.
+    ValueError
+        If the images are all the same.
     """
     images = list(intake.readable(embed(order)))
-    _require_two(len(images), intake)
+    # Calibration leaves one out, and what is left has to vary.
+    _require_enough(images, intake, len(order), least=3)
     X = np.stack([image.embedding for image in images])
     index = np.array([image.index for image in images])
 
     def make() -> _Pipeline:
         return _Pipeline(make_reduction(X.shape[1]), make_scorer())
 
-    fitted = make().fit(X, index)
+    groups = index // copies
+    fitted = make().fit(X, groups)
     # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
-    unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X, index)
-    calibration = Calibration(unseen.score_excluding(X, index), false_alarm_rate)
+    unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X, groups)
+    upright = index % copies == 0
+    calibration = Calibration(unseen.score_excluding(X[upright], groups[upright]), false_alarm_rate)
     origins = np.stack([index, np.zeros_like(index)], axis=1)
     return Fitted(fitted.reduction, fitted.scorer, calibration, _bank_origins(fitted.scorer, origins), (1, 1))
 
@@ -180,14 +195,14 @@ class _Pipeline:
         return self.scorer.score(self.reduction.transform(X))
 
 
-def _first(stream: Iterator[EmbeddedImage], budget: int) -> list[EmbeddedImage]:
-    """The first images of a stream, as many as fit the budget in bytes, two at least."""
+def _first(stream: Iterator[EmbeddedImage], budget: int, least: int) -> list[EmbeddedImage]:
+    """The first images of a stream, as many as fit the budget in bytes."""
     sample: list[EmbeddedImage] = []
     used = 0
     for image in stream:
         sample.append(image)
         used += image.embedding.nbytes
-        if used >= budget and len(sample) >= 2:
+        if used >= budget and len(sample) >= least:
             break
     return sample
 
@@ -207,11 +222,21 @@ def _bank_origins(scorer: Scorer, origins: np.ndarray) -> np.ndarray:
     return origins[scorer.bank_rows_] if isinstance(scorer, KNNScorer) else origins[:0]
 
 
-def _require_two(n_images: int, intake: Intake) -> None:
-    if n_images >= 2:
+def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, least: int) -> None:
+    """Refuse too few images, and images that are all the same."""
+    if len(images) < least:
+        reasons = "".join(f"\n  {image.reason}" for image in intake.unreadable[:5])
+        raise NoGoodImagesError(
+            f"{len(images)} readable image(s) among {n_given} to learn from; {least} good images are the least, some "
+            f"dozens are recommended{reasons and '. Unreadable:' + reasons}"
+        )
+    # Of many large images only a few are held; that those are the same may be chance.
+    if len(images) + len(intake.unreadable) < n_given and len(images) < 16:
         return
-    reasons = "".join(f"\n  {image.reason}" for image in intake.unreadable[:5])
-    raise NoGoodImagesError(
-        f"{n_images} readable image(s) among {n_images + len(intake.unreadable)} to learn from; two good images are the "
-        f"least, some dozens are recommended{reasons and '. Unreadable:' + reasons}"
-    )
+    first = images[0].embedding
+    tolerance = 1e-5 * float(np.abs(first).max())  # the last batch may be smaller, and rounded otherwise
+    if all(np.allclose(image.embedding, first, rtol=0, atol=tolerance) for image in images[1:]):
+        raise ValueError(
+            f"the training images are all the same ({len(images)} were compared); a detector learns from how good "
+            "images vary, so give images of different parts"
+        )

@@ -112,7 +112,8 @@ class Scores:
     def to_csv(self, path: str | os.PathLike[str]) -> Path:
         """Write one line per image, unreadable ones included with their reason; returns the path."""
         path = Path(path)
-        with path.open("w", newline="", encoding="utf-8") as file:
+        # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
+        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
             writer = csv.writer(file)
             writer.writerow(["id", "score", "p_value", "alarm", "unreadable"])
             for i, image_id in enumerate(self.ids):
@@ -177,10 +178,10 @@ class Evaluation:
     n_test_good: int
     n_masks: int
     n_unreadable: int
-    fit_seconds: float
-    seconds_per_image: float
+    fit_seconds: float | None
+    seconds_per_image: float | None
     peak_rss_mb: float | None
-    model_mb: float
+    model_mb: float | None
     threshold: float
     false_alarm_rate_target: float
     false_alarm_rate_observed: float | None
@@ -211,8 +212,8 @@ class Evaluation:
             f"image AP      {_number(self.image_ap)}",
             f"best F1       {_number(self.f1_max)}",
             f"FPR at full recall {_number(self.fpr_at_full_recall)}",
-            f"pixel AUROC   {_number(self.pixel_auroc)}   pixel AP {_number(self.pixel_ap)}   AUPRO {_number(self.aupro)}   "
-            f"({self.n_masks} masks)",
+            f"pixel AUROC   {_number(self.pixel_auroc)}   pixel AP {_number(self.pixel_ap)}   "
+            f"AUPRO {_number(self.aupro)}   ({self.n_masks} masks)",
             *(f"  {kind:<20} image AUROC {_number(value)}" for kind, value in self.per_defect.items()),
             *(
                 f"at a target of {at.false_alarm_rate_target:.3g}: {_number(at.false_alarm_rate_observed)} of "
@@ -221,8 +222,9 @@ class Evaluation:
                 for at in self.at_rates
             ),
             self.guarantee,
-            f"{self.n_train} images fitted in {self.fit_seconds:.1f} s; {1000 * self.seconds_per_image:.1f} ms per image; "
-            f"model {self.model_mb:.2f} MB; peak memory {_number(self.peak_rss_mb, 0)} MB",
+            f"{self.n_train} images fitted in {_number(self.fit_seconds, 1)} s; "
+            f"{_number(None if self.seconds_per_image is None else 1000 * self.seconds_per_image, 1)} ms per image; "
+            f"model {_number(self.model_mb, 2)} MB; peak memory {_number(self.peak_rss_mb, 0)} MB",
             *self.reasons,
             *(f"pairing: {problem}" for problem in self.pairing_problems[:3]),
         ]

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -114,10 +116,7 @@ def contact_sheet(
     return figure
 
 
-def _scale_mappable(low: float, high: float):
-    from matplotlib.cm import ScalarMappable
-    from matplotlib.colors import Normalize
-
+def _scale_mappable(low: float, high: float) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colormaps[_COLOURS])
 
 

@@ -17,6 +17,11 @@ SCORERS: dict[str, type[Scorer]] = {
 }
 
 
+def can_be_stored(scorer: Scorer) -> bool:
+    """Tell whether a model file can hold this scorer: only those named here are known where it is opened."""
+    return SCORERS.get(scorer.name) is type(scorer)
+
+
 def make_scorer(
     name: str,
     level: Literal["patch", "global"] = "patch",
