@@ -142,8 +142,13 @@ class PCA:
         ValueError
             If rows have another dimension than those learnt from.
         """
-        centred = (self._rows_like_learnt(X).astype(np.float64) - self.mean_) / self.scale_
-        return np.linalg.norm(centred - centred @ self.components_.T @ self.components_, axis=1)
+        inside = self.transform(X).astype(np.float64)
+        if self.whiten:
+            inside *= np.sqrt(self.explained_variance_)
+        # One matrix product, in float32; sums of squares, whose difference matters, in float64.
+        centred = (np.asarray(X, dtype=np.float64) - self.mean_) / self.scale_
+        squared = np.einsum("ij,ij->i", centred, centred) - np.einsum("ij,ij->i", inside, inside)
+        return np.sqrt(np.maximum(squared, 0))
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `from_state` rebuilds the learnt projection."""

@@ -2,16 +2,16 @@
 
 A core sample has at least `min_samples` rows, itself included, within `eps` (Ester et al. 1996). scikit-learn's
 DBSCAN keeps all neighbour lists, quadratic memory when eps is large, and cannot score new rows; here neighbours are
-counted block by block, and core samples within eps of each other are joined into clusters on the way.
+counted block by block and clusters are flooded, both in memory linear in the rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 
 from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows
 from anomalib_lite.scoring.neighbors import NeighborIndex
@@ -34,7 +34,7 @@ class DBSCANScorer:
     Attributes
     ----------
     eps_ : float; core_samples_ : float32 (m, d); core_rows_ : int64 (m,) positions in the rows given to `fit`;
-    n_clusters_ : int; n_noise_ : int, rows farther than eps from every core sample.
+    n_noise_ : int, rows farther than eps from every core sample; n_clusters_ : int, counted when asked for.
 
     Examples
     --------
@@ -45,7 +45,7 @@ class DBSCANScorer:
     """
 
     name: ClassVar[str] = "dbscan"
-    max_rows: ClassVar[int] = 32_768
+    max_rows: ClassVar[int] = 16_384
 
     def __init__(self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, random_state: int = 0):
         if eps != "knee" and not (isinstance(eps, (int, float)) and eps > 0):
@@ -70,11 +70,16 @@ class DBSCANScorer:
         core = np.flatnonzero(_count_within(X, X, eps) >= self.min_samples)
         if len(core) == 0:
             raise ValueError(self._no_core_text(X, eps))
-        clusters = _count_clusters(X[core], eps)
         noise = int((_count_within(X, X[core], eps) == 0).sum())
-        self.eps_, self.core_rows_, self.n_clusters_, self.n_noise_ = eps, core, clusters, noise
+        self.eps_, self.core_rows_, self.n_noise_ = eps, core, noise
         self._set(X[core])
         return self
+
+    @property
+    def n_clusters_(self) -> int:
+        """Number of clusters: groups of core samples that chains of steps of at most eps connect."""
+        check_fitted(self, "core_samples_")
+        return _count_clusters(self.core_samples_, self.eps_)
 
     def score(self, X: np.ndarray) -> np.ndarray:
         """Anomaly scores (n,) of rows (n, d): distance to the nearest core sample; higher = more anomalous."""
@@ -146,36 +151,43 @@ def _rounded_up(value: float) -> str:
 
 def _count_within(X: np.ndarray, bank: np.ndarray, eps: float) -> np.ndarray:
     """Number (n,) of bank rows within eps of every row."""
-    counts = np.empty(len(X), dtype=np.int64)
-    for start, near in _blocks_within(X, bank, eps):
-        counts[start : start + len(near)] = near.sum(axis=1)
-    return counts
+    within = _Ball(bank, eps)
+    blocks = [X[start : start + _BLOCK] for start in range(0, len(X), _BLOCK)]
+    return np.concatenate([within(block).sum(dim=1).numpy() for block in blocks])
 
 
 def _count_clusters(core: np.ndarray, eps: float) -> int:
-    """Number of connected components of core samples within eps of each other, in memory linear in their number."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+    """Number of connected components of core samples within eps of each other, flooded one by one."""
+    within = _Ball(core, eps)
+    unvisited = np.ones(len(core), dtype=bool)
+    count = 0
+    for seed in range(len(core)):
+        if not unvisited[seed]:
+            continue
+        count += 1
+        frontier = np.array([seed])
+        unvisited[seed] = False
+        while len(frontier):
+            block, frontier = frontier[:_BLOCK], frontier[_BLOCK:]
+            reached = within(core[block]).any(dim=0).numpy() & unvisited
+            unvisited &= ~reached
+            frontier = np.concatenate([frontier, np.flatnonzero(reached)])
+    return count
 
-    labels = np.arange(len(core))
-    for start, near in _blocks_within(core, core, eps):
-        row, column = np.nonzero(near)
-        # Join components, not rows: the graph shrinks as they merge.
-        joined = np.unique(np.stack([labels[row + start], labels[column]]), axis=1)
-        graph = coo_array((np.ones(joined.shape[1], bool), tuple(joined)), shape=(len(core), len(core)))
-        labels = connected_components(graph, directed=False)[1][labels]
-    return len(np.unique(labels))
 
+class _Ball:
+    """Tells which rows of a bank lie within eps of the rows of a block: bool (block, m)."""
 
-def _blocks_within(X: np.ndarray, bank: np.ndarray, eps: float) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (first row, bool (block, m)): which bank rows lie within eps of the rows of a block."""
-    # Centred so that squares stay small; a median, since a mean follows a single far row.
-    centre = np.median(bank[:: max(1, len(bank) // _BLOCK)], axis=0)
-    bank = bank - centre
-    norms = (bank**2).sum(axis=1)
-    for start in range(0, len(X), _BLOCK):
-        block = X[start : start + _BLOCK] - centre
-        own = (block**2).sum(axis=1)[:, None]
-        squared = own - 2 * (block @ bank.T) + norms
+    def __init__(self, bank: np.ndarray, eps: float):
+        # Centred so that squares stay small; a median, since a mean follows a single far row.
+        self.centre = np.median(bank[:: max(1, len(bank) // _BLOCK)], axis=0)
+        self.bank = torch.from_numpy(bank - self.centre)
+        self.norms = (self.bank**2).sum(dim=1)
+        self.eps = eps
+
+    def __call__(self, block: np.ndarray) -> torch.Tensor:
+        rows = torch.from_numpy(block - self.centre)
+        own = (rows**2).sum(dim=1, keepdim=True)
         # What float32 leaves of the distance of a row to itself must not exceed a tiny eps.
-        yield start, squared <= eps**2 + 1e-6 * own
+        limit = self.eps**2 + 1e-6 * own - own
+        return torch.addmm(self.norms, rows, self.bank.T, alpha=-2) <= limit

@@ -42,7 +42,7 @@ class SubspaceScorer:
     """
 
     name: ClassVar[str] = "subspace"
-    max_rows: ClassVar[int] = 262_144
+    max_rows: ClassVar[int] = 65_536
 
     def __init__(self, *, n_components: int | float | None = 0.99, shrinkage: float | str = "auto"):
         if shrinkage != "auto" and not (isinstance(shrinkage, (int, float)) and 0 < shrinkage <= 1):
