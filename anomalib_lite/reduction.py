@@ -142,13 +142,11 @@ class PCA:
         ValueError
             If rows have another dimension than those learnt from.
         """
-        inside = self.transform(X).astype(np.float64)
-        if self.whiten:
-            inside *= np.sqrt(self.explained_variance_)
-        # One matrix product, in float32; sums of squares, whose difference matters, in float64.
-        centred = (np.asarray(X, dtype=np.float64) - self.mean_) / self.scale_
-        squared = np.einsum("ij,ij->i", centred, centred) - np.einsum("ij,ij->i", inside, inside)
-        return np.sqrt(np.maximum(squared, 0))
+        X = self._rows_like_learnt(X)
+        # Rebuilt and subtracted, not |x|² - |inside|²: that would cancel for rows near the subspace.
+        centred = torch.from_numpy((X - self.mean_.astype(np.float32)) / self.scale_.astype(np.float32))
+        axes = torch.from_numpy(self.components_.astype(np.float32))
+        return (centred - (centred @ axes.T) @ axes).norm(dim=1).numpy().astype(np.float64)
 
     def state(self) -> dict[str, np.ndarray]:
         """Arrays from which `from_state` rebuilds the learnt projection."""
