@@ -48,7 +48,7 @@ def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple
     --------
     >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
     >>> indices, radius = greedy_k_center(X, 2)
-    >>> sorted(X[indices, 0] > 5), radius
+    >>> sorted((X[indices, 0] > 5).tolist()), radius
     ([False, True], 1.0)
     """
     rows = torch.as_tensor(np.ascontiguousarray(X, dtype=np.float32))
