@@ -217,9 +217,6 @@ def main() -> None:
     except (ValueError, OSError, DownloadError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(130)
 
 
 def _finish(unreadable: list[Any], strict: bool) -> None:

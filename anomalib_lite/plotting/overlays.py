@@ -122,12 +122,13 @@ def _scale_mappable(low: float, high: float) -> ScalarMappable:
 
 def _file_name(image_id: str, used: set[str]) -> str:
     """A name that stays inside its folder, whatever the id, and is not taken yet."""
-    base = "_".join(part for part in Path(image_id).with_suffix("").parts if part not in ("/", "..", "."))
-    base = "".join(character if character.isalnum() or character in "-_." else "_" for character in base)[-120:]
-    name, number = base or "image", 2
-    while name in used:
+    parts = [part for part in os.path.splitext(image_id)[0].split("/") if part not in ("", ".", "..")]
+    base = "".join(character if character.isalnum() or character in "-_." else "_" for character in "_".join(parts))
+    base = base[-60:].lstrip(".") or "image"  # file systems allow 255 bytes, and a character takes up to 4
+    name, number = base, 2
+    while name.casefold() in used:  # some file systems do not tell A from a
         name, number = f"{base}_{number}", number + 1
-    used.add(name)
+    used.add(name.casefold())
     return name
 
 
