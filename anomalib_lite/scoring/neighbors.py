@@ -18,7 +18,7 @@ from anomalib_lite.hardware import has_fast_bf16, pick_device
 
 _BLOCK = 1 << 22  # similarities computed at a time: what the last-level cache holds in bf16
 _GROUP = 64  # bank rows whose maximum is taken first, so that the sort sees m / 64 values
-_SPARE = 3  # candidates beyond k kept for the float32 decision
+_SPARE = 2  # candidates beyond k kept for the float32 decision
 _PARTS = 3  # bf16 numbers that add up to one float32: 3 × 8 bits of mantissa
 
 
