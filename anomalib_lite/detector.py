@@ -217,7 +217,12 @@ class Detector:
                 false_alarm_rate=self.false_alarm_rate,
                 copies=self.rotations,
             )
-        self.unreadable_ = intake.unreadable
+        # A file that cannot be read is one file, at however many angles it was asked for.
+        self.unreadable_ = [
+            UnreadableImage(entry.index // self.rotations, entry.id, entry.reason)
+            for entry in sorted(intake.unreadable, key=lambda entry: entry.index)
+            if entry.index % self.rotations == 0
+        ]
         self.train_ids_ = list(source.ids)
         self.train_sizes_ = np.array([intake.sizes.get(i, (0, 0)) for i in range(len(source))], dtype=np.int64)
         self.n_train_ = len({index // self.rotations for index in intake.sizes})

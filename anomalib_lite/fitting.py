@@ -97,8 +97,8 @@ def fit_patches(
     scorer = make_scorer()
     # DBSCAN's knee compares images with each other, also when calibration leaves one out.
     least = 3 if isinstance(scorer, DBSCANScorer) else 2
-    sample = _first(stream, _SAMPLE_BYTES, least)
-    _require_enough(sample, intake, len(order), least)
+    sample = _first(stream, _SAMPLE_BYTES, least, copies)
+    _require_enough(sample, intake, len(order), least, copies)
     grid = sample[0].embedding.shape[:2]
     X = np.concatenate([image.rows for image in sample])
     reduction = make_reduction(min(X.shape)).fit(X)
@@ -127,7 +127,8 @@ def fit_patches(
 
     for index, rows in held.items():
         calibrate(rows, index)
-    rest = [index for index in intake.sizes if index not in held and index % copies == 0][: _CALIBRATION_IMAGES - len(held)]
+    upright = [index for index in intake.sizes if index not in held and index % copies == 0]
+    rest = upright[: _CALIBRATION_IMAGES - len(held)]
     held.clear()
     if rest:
         for image in Intake().readable(embed(np.array(rest))):
@@ -162,7 +163,7 @@ def fit_global(
     """
     images = list(intake.readable(embed(order)))
     # Calibration leaves one out, and what is left has to vary.
-    _require_enough(images, intake, len(order), least=3)
+    _require_enough(images, intake, len(order), 3, copies)
     X = np.stack([image.embedding for image in images])
     index = np.array([image.index for image in images])
 
@@ -195,14 +196,16 @@ class _Pipeline:
         return self.scorer.score(self.reduction.transform(X))
 
 
-def _first(stream: Iterator[EmbeddedImage], budget: int, least: int) -> list[EmbeddedImage]:
-    """The first images of a stream, as many as fit the budget in bytes."""
+def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, copies: int) -> list[EmbeddedImage]:
+    """The first images of a stream, as many as fit the budget in bytes, but `least` that are no copies."""
     sample: list[EmbeddedImage] = []
+    originals: set[int] = set()
     used = 0
     for image in stream:
         sample.append(image)
+        originals.add(image.index // copies)
         used += image.embedding.nbytes
-        if used >= budget and len(sample) >= least:
+        if used >= budget and len(originals) >= least:
             break
     return sample
 
@@ -222,21 +225,23 @@ def _bank_origins(scorer: Scorer, origins: np.ndarray) -> np.ndarray:
     return origins[scorer.bank_rows_] if isinstance(scorer, KNNScorer) else origins[:0]
 
 
-def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, least: int) -> None:
-    """Refuse too few images, and images that are all the same."""
-    if len(images) < least:
-        reasons = "".join(f"\n  {image.reason}" for image in intake.unreadable[:5])
+def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, least: int, copies: int) -> None:
+    """Refuse too few images, and images that are all the same; rotated copies do not count."""
+    n_images = len({image.index // copies for image in images})
+    if n_images < least:
+        reasons = [entry.reason for entry in intake.unreadable if entry.index % copies == 0]
+        shown = "".join(f"\n  {reason}" for reason in reasons[:5])
         raise NoGoodImagesError(
-            f"{len(images)} readable image(s) among {n_given} to learn from; {least} good images are the least, some "
-            f"dozens are recommended{reasons and '. Unreadable:' + reasons}"
+            f"{n_images} readable image(s) among {n_given // copies} to learn from; {least} good images are the least, "
+            f"some dozens are recommended{shown and '. Unreadable:' + shown}"
         )
     # Of many large images only a few are held; that those are the same may be chance.
-    if len(images) + len(intake.unreadable) < n_given and len(images) < 16:
+    upright = [image.embedding for image in images if image.index % copies == 0]
+    if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
         return
-    first = images[0].embedding
-    tolerance = 1e-5 * float(np.abs(first).max())  # the last batch may be smaller, and rounded otherwise
-    if all(np.allclose(image.embedding, first, rtol=0, atol=tolerance) for image in images[1:]):
+    tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
+    if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
         raise ValueError(
-            f"the training images are all the same ({len(images)} were compared); a detector learns from how good "
+            f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
             "images vary, so give images of different parts"
         )

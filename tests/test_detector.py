@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from anomalib_lite import Detector, fit, persistence, score
 from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.images.loading import resize
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import read_image
 from anomalib_lite.images.sources import open_source
@@ -259,6 +260,18 @@ class TestNearest:
             assert (left, top) == (round(column * side), round(row * side))
             assert (right, bottom) == (round((column + 1) * side), round((row + 1) * side))
             assert entry.distance <= scores.patch_scores[i].max()
+
+    def test_names_the_training_patch_that_is_most_like_it(self, fitted, stained):
+        detector = fitted()
+        for entry, pixels in zip(detector.score(stained).nearest, stained, strict=True):
+            grid = detector.embedder.embed(resize(pixels, 64)[None])[0]
+            patch = grid[round(entry.box[1] / 16), round(entry.box[0] / 16)]
+            row = detector.fitted_.reduction.transform(patch[None])
+            distances = np.linalg.norm(detector.scorer.bank_ - row, axis=1)
+            image, train_patch = detector.fitted_.origins[distances.argmin()]
+            assert entry.distance == pytest.approx(distances.min(), rel=1e-3)
+            assert entry.train_id == f"image_{image:04d}"
+            assert entry.train_box[:2] == (train_patch % 8 * 16, train_patch // 8 * 16)
 
     def test_only_knn_has_them(self, fitted, good):
         assert fitted("kmeans").score(good).nearest is None

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from anomalib_lite import Detector, evaluate
+from anomalib_lite import Calibration, Detector, evaluate
 from anomalib_lite.evaluation import measure
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.metrics import binomial_band, binomial_interval
@@ -100,6 +100,9 @@ class TestEvaluate:
         assert thresholds == sorted(thresholds, reverse=True)
         assert thresholds[2] == detector.fitted_.calibration.threshold
         for at in evaluation.at_rates:
+            assert (
+                at.threshold == Calibration(detector.fitted_.calibration.scores, at.false_alarm_rate_target).threshold
+            )
             alarms = scores.scores > at.threshold
             false_alarms = int(alarms[~data.labels].sum())
             assert at.false_alarm_rate_observed == pytest.approx(false_alarms / 6)
@@ -139,6 +142,7 @@ class TestWhatCannotBeComputed:
         assert result.pixel_auroc is result.pixel_ap is result.aupro is None
         assert any("no defective pixel" in reason for reason in result.reasons)
         assert any("12 defective images have no mask" in reason for reason in result.reasons)
+        assert not any("left out" in reason for reason in result.reasons)
         assert result.image_auroc == evaluation.image_auroc
         assert len(result.pairing_problems) == 12
         text = result.to_text()
@@ -212,6 +216,15 @@ class TestWhatCannotBeComputed:
         assert [entry.id for entry in result.unreadable] == ["003.png", "color/001.png"]
         assert "truncated after 2 kB" in result.unreadable[1].reason
         assert result.n_masks == 11
+        # Labels and masks are those of the images that are left.
+        data = open_mvtec(copied)
+        scores = Detector(**SMALL).fit(data.train).score(data.test)
+        labels = [not image_id.startswith("good/") for image_id in scores.ids]
+        assert result.image_auroc == pytest.approx(roc_auc_score(labels, scores.scores), abs=1e-9)
+        masks = [data.read_mask(data.test.ids.index(image_id)).ravel() for image_id in scores.ids]
+        maps = [scores.anomaly_map(i).ravel() for i in range(len(scores))]
+        expected = roc_auc_score(np.concatenate(masks), np.concatenate(maps))
+        assert result.pixel_auroc == pytest.approx(expected, abs=1e-3)
 
     def test_when_every_test_image_is_unreadable(self, copied):
         for path in (copied / "test").rglob("*.png"):

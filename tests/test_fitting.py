@@ -177,6 +177,51 @@ class TestOrigins:
             assert row == pytest.approx(rows_of(detector, train[image])[patch], rel=1e-3, abs=1e-3)
 
 
+class TestRotations:
+    """Every image is learnt at several angles, and counts as one image all the same."""
+
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_count_as_one_image(self, train, level):
+        broken = np.full((8, 8, 3), np.nan)
+        detector = Detector(rotations=3, level=level, **SMALL).fit([*train[:6], broken])
+        assert (detector.n_train_, detector.fitted_.calibration.n) == (6, 6)
+        assert [(entry.index, entry.id) for entry in detector.unreadable_] == [(6, "image_0006")]
+
+    @pytest.mark.parametrize("bank_size", [4096, 200])
+    def test_calibration_leaves_all_copies_of_an_image_out(self, train, bank_size):
+        detector = Detector(rotations=4, bank_size=bank_size, k=1, **SMALL).fit(train)
+        bank, image = detector.scorer.bank_, detector.fitted_.origins[:, 0] // 4
+        expected = []
+        for index, pixels in enumerate(train):
+            others = bank[image != index].astype(np.float64)
+            distances = ((rows_of(detector, pixels)[:, None] - others) ** 2).sum(axis=2)
+            expected.append(np.sqrt(distances.min(axis=1).max()))
+        assert detector.fitted_.calibration.scores == pytest.approx(np.sort(expected), rel=1e-3)
+
+    def test_make_turned_parts_ordinary(self, train):
+        turned = [np.rot90(pixels) for pixels in train]
+        plain, rotated = (Detector(rotations=n, selection="full", **SMALL).fit(train) for n in (1, 4))
+        assert rotated.score(turned).scores.mean() < 0.5 * plain.score(turned).scores.mean()
+        assert {entry.train_id[-4:] for entry in rotated.score(turned).nearest} == {"@90°"}
+
+    def test_come_back_from_a_file(self, train, tmp_path):
+        detector = Detector(rotations=2, **SMALL).fit(train)
+        loaded = Detector.load(detector.save(tmp_path / "model.safetensors"))
+        assert loaded.rotations == 2
+        assert loaded.score(train).to_dict() == detector.score(train).to_dict()
+
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_do_not_make_one_image_many(self, train, level, monkeypatch):
+        monkeypatch.setattr(fitting, "_SAMPLE_BYTES", 1)
+        with pytest.raises(NoGoodImagesError, match=r"1 readable image\(s\) among 1 to learn from"):
+            Detector(rotations=4, level=level, **SMALL).fit(train[:1])
+        assert Detector(rotations=4, level=level, **SMALL).fit(train[:3]).n_train_ == 3
+
+    def test_do_not_make_equal_images_differ(self, train):
+        with pytest.raises(ValueError, match=r"the training images are all the same \(3 were compared\)"):
+            Detector(rotations=4, **SMALL).fit([train[0]] * 3)
+
+
 def test_the_order_of_training_images_is_shuffled_by_the_seed(train, monkeypatch):
     """The first of the stream teach the PCA; in a folder they are often of one kind."""
     monkeypatch.setattr(fitting, "_SAMPLE_BYTES", 1)

@@ -184,6 +184,7 @@ class TestOverlays:
         assert len({path.name.lower() for path in paths}) == len(ids)
         assert sorted(folder.iterdir()) == sorted(paths)
         assert list(tmp_path.iterdir()) == [folder]
+        assert not any(".." in path.name or path.name.startswith(".") for path in paths)
 
     def test_of_alarms_only(self, tmp_path):
         paths = self.save(tmp_path, ["a.png", "b.png", "c.png"], only_alarms=True)
