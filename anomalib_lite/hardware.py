@@ -25,13 +25,16 @@ def pick_device(device: str = "auto") -> torch.device:
     Raises
     ------
     ValueError
-        If CUDA is asked for on a machine without it.
+        If torch knows no such device, or CUDA is asked for on a machine without it.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device={device!r}, but torch sees no CUDA device here; use device='cpu' or 'auto'")
-    return torch.device(device)
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device={device!r} is not a device; choose 'auto', 'cpu', 'cuda' or 'cuda:1'") from error
 
 
 def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch.dtype:
