@@ -6,7 +6,6 @@ Nothing of the test set takes part in the fit or in the threshold.
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from anomalib_lite.calibration import Calibration
 from anomalib_lite.detector import Detector
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.memory import peak_rss_mb
 from anomalib_lite.results import AtRate, Evaluation, Scores
 from anomalib_lite.scoring.named import can_be_stored
 
@@ -107,7 +107,7 @@ def measure(
         n_unreadable=len(detector.unreadable_) + len(scores.unreadable),
         fit_seconds=fit_seconds,
         seconds_per_image=seconds_per_image,
-        peak_rss_mb=_peak_rss_mb(),
+        peak_rss_mb=peak_rss_mb(),
         model_mb=_model_mb(detector),
         threshold=own.threshold,
         false_alarm_rate_target=own.false_alarm_rate_target,
@@ -168,16 +168,6 @@ def _at_rate(calibration: Calibration, labels: np.ndarray, scores: np.ndarray) -
         false_alarm_rate_within_band=within,
         recall_at_threshold=float(alarms[labels].mean()) if labels.any() else None,
     )
-
-
-def _peak_rss_mb() -> float | None:
-    """Peak resident memory of this process in MB (10⁶ bytes); None where the system does not tell."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
 def _model_mb(detector: Detector) -> float | None:

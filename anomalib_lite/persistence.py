@@ -33,9 +33,19 @@ def save_file(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manif
     """
     from safetensors.numpy import save
 
-    path = Path(path)
     header = json.dumps({**manifest, "format": FORMAT, "version": VERSION})
     content = save({key: np.asarray(value, order="C") for key, value in arrays.items()}, {_MANIFEST: header})
+    return write_atomically(Path(path), content)
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write `content` beside `path` and move it into place: the old file or the new one, never half of one.
+
+    Raises
+    ------
+    OSError
+        If the folder cannot be written or the disk is full; the old file, if any, is untouched.
+    """
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     except OSError as error:

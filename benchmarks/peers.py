@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -140,9 +139,10 @@ def enlarged(anomaly_map: Any, size: tuple[int, int]) -> Any:
 def report(
     dataset: Any, scores: Any, maps: list[Any], fit_seconds: float, score_seconds: float, single: list[float]
 ) -> dict[str, Any]:
+    from anomalib_lite.memory import peak_rss_mb
     from anomalib_lite.metrics import PixelCurves, auroc
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    peak = peak_rss_mb() or 0.0  # before the metrics, which are not part of it
     curves = PixelCurves()
     for i, anomaly_map in enumerate(maps):
         if dataset.has_mask[i]:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -140,9 +139,10 @@ def memory(weights: str) -> dict[str, float]:
 
 def peak_of_fit(count: int, weights: str) -> float:
     from anomalib_lite.detector import Detector
+    from anomalib_lite.memory import peak_rss_mb
 
     Detector(backbone="resnet18", weights=weights).fit(GeneratedSource(count))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    return peak_rss_mb() or 0.0
 
 
 class GeneratedSource:

@@ -138,6 +138,12 @@ class Embedder:
         return (pixels * self._scale - self._shift).to(self.dtype).permute(0, 3, 1, 2)
 
 
+def standardised(images: Tensor) -> Tensor:
+    """RGB in [0, 1] (n, 3, h, w) as ImageNet's networks want it, channels last in memory."""
+    mean, deviation = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
+    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
 def _patches(outputs: list[Tensor], image_size: int) -> Tensor:
     """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
     averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]

@@ -1,0 +1,142 @@
+"""Rebuild the built-in network's weights from a seed.
+
+    python -m anomalib_lite.pretraining --teacher resnet18.pth -o builtin.safetensors --work work
+
+Draws a pool of formula images, trains, and prints the error on formula images it has not seen. A run that was killed
+goes on from its last checkpoint in the `--work` folder. With `--road classes` no teacher is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from anomalib_lite.embedding.embedder import standardised
+from anomalib_lite.embedding.network import SmallNetwork
+from anomalib_lite.hardware import pick_device, pick_dtype
+from anomalib_lite.persistence import write_atomically
+from anomalib_lite.pretraining import classification, distillation, scenes
+from anomalib_lite.pretraining.augmentation import augmented
+from anomalib_lite.pretraining.pool import draw_pool
+from anomalib_lite.pretraining.training import train
+
+_HELD_OUT = 512  # pool images never trained on
+_CLASSES = 600
+
+
+def main() -> None:
+    arguments = _parse()
+    device = pick_device(arguments.device)
+    dtype = pick_dtype("auto", device)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(arguments.seed)
+    network = SmallNetwork(normalize=True)
+    batches = Batches(arguments, device)
+    if arguments.road == "teacher":
+        teacher = distillation.Teacher(arguments.teacher, device, dtype)
+        teacher.calibrate([batches.train(-1 - i)[0] for i in range(16)])
+        trained: nn.Module = network
+        loss_of: Loss = functools.partial(_distillation_loss, teacher)
+        export = functools.partial(distillation.exported, teacher=teacher)
+    else:
+        trained = classification.FormulaClassifier(network, _CLASSES)
+        loss_of, export = _classification_loss, classification.exported
+    trained = trained.to(device).to(memory_format=torch.channels_last)
+
+    def report(step: int, loss: float, averaged: nn.Module, seconds: float) -> None:
+        with torch.inference_mode():
+            held_out = np.mean([float(loss_of(averaged, *batches.held_out(i))) for i in range(8)])
+        print(f"step {step}: loss {loss:.4f}, held out {held_out:.4f}, {seconds:.0f} s", flush=True)
+        save(export(averaged), arguments.output)
+
+    train(
+        trained,
+        lambda network, step: loss_of(network, *batches.train(step)),
+        steps=arguments.steps,
+        lr=arguments.lr,
+        optimizer=arguments.optimizer,
+        dtype=dtype,
+        checkpoint=arguments.work / f"{arguments.output.stem}.checkpoint",
+        report=report,
+        report_every=arguments.report_every,
+    )
+
+
+Loss = Callable[..., Tensor]
+
+
+class Batches:
+    """Training and held-out batches as functions of their number: standardised images and the pool indices."""
+
+    def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
+        draw = scenes.scene if arguments.road == "teacher" else _labelled
+        path = arguments.work / f"{arguments.road}-{arguments.images}-{arguments.pool_side}-{arguments.seed}.npy"
+        first = arguments.seed * 100_000_000
+        pool = draw_pool(path, draw, arguments.images, arguments.pool_side, first=first)
+        self.pool = pool.to(device)
+        self.mix = arguments.road == "teacher"  # a mixture has no one class
+        self.side, self.batch, self.seed = arguments.side, arguments.batch, arguments.seed
+
+    def train(self, step: int) -> tuple[Tensor, Tensor]:
+        return self._draw(2 * (step + 10_000), _HELD_OUT, len(self.pool))
+
+    def held_out(self, number: int) -> tuple[Tensor, Tensor]:
+        return self._draw(2 * number + 1, 0, _HELD_OUT)
+
+    def _draw(self, number: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+        indices = torch.randint(low, high, (self.batch,), generator=generator)
+        images = self.pool[indices.sort().values.to(self.pool.device)]
+        return standardised(augmented(images, self.side, generator, mix=self.mix)), indices.sort().values
+
+
+def save(network: SmallNetwork, path: Path) -> None:
+    """Write the network in fp16, as it ships."""
+    from safetensors.torch import save as serialized
+
+    write_atomically(path, serialized({key: value.half().contiguous() for key, value in network.state_dict().items()}))
+
+
+def _distillation_loss(teacher: distillation.Teacher, network: nn.Module, images: Tensor, indices: Tensor) -> Tensor:
+    return distillation.distillation_loss(network(images), teacher(images))
+
+
+def _classification_loss(network: nn.Module, images: Tensor, indices: Tensor) -> Tensor:
+    return F.cross_entropy(network(images).float(), (indices % _CLASSES).to(images.device))
+
+
+def _labelled(seed: int, side: int) -> np.ndarray:
+    return scenes.texture(seed % _CLASSES, seed, side)
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--road", choices=["teacher", "classes"], default="teacher")
+    parser.add_argument("--teacher", type=Path, help="ResNet18 state dict of torchvision, down to layer3 at least")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the weights, .safetensors")
+    parser.add_argument("--work", type=Path, default=Path("pretraining-work"), help="pool and checkpoint")
+    parser.add_argument("--images", type=int, default=24_000, help="images in the pool")
+    parser.add_argument("--pool-side", type=int, default=160, help="their side in pixels")
+    parser.add_argument("--side", type=int, default=128, help="side of the crops trained on")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--optimizer", choices=["muon", "adamw"], default="muon")
+    parser.add_argument("--report-every", type=int, default=250)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="auto")
+    arguments = parser.parse_args()
+    if arguments.road == "teacher" and arguments.teacher is None:
+        parser.error("--road teacher needs --teacher")
+    return arguments
+
+
+if __name__ == "__main__":
+    main()
