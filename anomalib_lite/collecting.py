@@ -31,8 +31,9 @@ class RowCollector:
         self.coreset_size = coreset_size
         self.random_state = random_state
         self._rng = np.random.default_rng(random_state)
-        self._rows: list[np.ndarray] = []
-        self._origins: list[np.ndarray] = []
+        # One block of memory for good: many small ones, thinned again and again, leave holes that never fill.
+        self._rows = np.empty((0, 0), dtype=np.float32)
+        self._origins = np.empty((0, 2), dtype=np.int64)
         self._count = 0
         self._share = 1.0  # of new rows let in, when thinning at random
 
@@ -49,21 +50,35 @@ class RowCollector:
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows kept (n, d) and their origins (n, 2): image and patch number; the collector is emptied."""
-        rows, origins = np.concatenate(self._rows), np.concatenate(self._origins)
-        self._rows, self._origins, self._count = [], [], 0
+        rows, origins = self._rows[: self._count], self._origins[: self._count]
+        self._rows, self._origins, self._count = self._rows[:0], self._origins[:0], 0
         return rows, origins
 
     def _append(self, rows: np.ndarray, origins: np.ndarray) -> None:
-        self._rows.append(rows)
-        self._origins.append(origins)
-        self._count += len(rows)
+        end = self._count + len(rows)
+        if end > len(self._rows):
+            self._rows = _enlarged(self._rows[: self._count], max(end, self.budget + len(rows)), rows)
+            self._origins = _enlarged(self._origins[: self._count], len(self._rows), origins)
+        self._rows[self._count : end] = rows
+        self._origins[self._count : end] = origins
+        self._count = end
 
     def _thin(self) -> None:
-        rows, origins = self.rows()
+        rows, origins = self._rows[: self._count], self._origins[: self._count]
         if self.coreset_size is not None and self.coreset_size < len(rows):
             kept, _ = greedy_k_center(rows, self.coreset_size, random_state=self.random_state)
         else:
             # Halving the rows here and the share let in later leaves every row of the stream the same chance.
             kept = np.flatnonzero(self._rng.random(len(rows)) < 0.5)
             self._share /= 2
-        self._append(rows[kept], origins[kept])
+        chosen, their_origins = rows[kept], origins[kept]
+        self._count = 0
+        self._append(chosen, their_origins)
+
+
+def _enlarged(kept: np.ndarray, capacity: int, like: np.ndarray) -> np.ndarray:
+    """An array of `capacity` rows that begins with `kept`; the rest costs memory only when it is written to."""
+    larger = np.empty((capacity, like.shape[1]), dtype=like.dtype)
+    if len(kept):  # before the first rows nobody knows their width
+        larger[: len(kept)] = kept
+    return larger

@@ -32,7 +32,7 @@ class TestEveryCollector:
         collector = RowCollector(100, coreset_size=coreset_size)
         for image in range(60):
             collector.add(np.random.default_rng(image).normal(size=(20, 3)), image)
-            assert collector._count == sum(len(rows) for rows in collector._rows) <= 100
+            assert collector._count <= 100
         assert len(collector.rows()[0]) >= 25
 
     def test_keeps_to_its_budget_when_one_image_is_larger(self, coreset_size):

@@ -30,7 +30,8 @@ def test_an_unknown_device_is_refused_with_the_valid_ones(name):
 
 def test_the_format_follows_the_instructions(monkeypatch):
     monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: True)
-    assert has_fast_bf16(CPU) and pick_dtype("auto", CPU) is torch.bfloat16
+    assert has_fast_bf16(CPU)
+    assert pick_dtype("auto", CPU) is torch.bfloat16
     monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
     assert pick_dtype("auto", CPU) is torch.float32
     assert pick_dtype("bfloat16", CPU) is torch.bfloat16

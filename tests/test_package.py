@@ -12,13 +12,13 @@ PACKAGE = Path(anomalib_lite.__file__).parent
 # What stands higher may import what stands lower or beside it, and never the other way round.
 FLOORS = [
     ["cli"],
-    ["demo"],
+    ["demo", "pretraining"],
     ["evaluation"],
     ["detector", "plotting"],
     ["fitting"],
-    ["collecting"],
+    ["collecting", "diagnostics", "projection"],
     ["calibration", "scoring", "reduction", "embedding", "metrics"],
-    ["images", "results", "persistence", "hardware"],
+    ["images", "results", "persistence", "hardware", "memory"],
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

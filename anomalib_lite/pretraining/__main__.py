@@ -44,7 +44,7 @@ def main() -> None:
         teacher.calibrate([batches.train(-1 - i)[0] for i in range(16)])
         trained: nn.Module = network
         loss_of: Loss = functools.partial(_distillation_loss, teacher)
-        export = functools.partial(distillation.exported, teacher=teacher)
+        export: Export = functools.partial(distillation.exported, teacher=teacher)
     else:
         trained = classification.FormulaClassifier(network, _CLASSES)
         loss_of, export = _classification_loss, classification.exported
@@ -70,6 +70,7 @@ def main() -> None:
 
 
 Loss = Callable[..., Tensor]
+Export = Callable[..., SmallNetwork]
 
 
 class Batches:

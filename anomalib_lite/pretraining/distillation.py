@@ -67,9 +67,10 @@ def exported(network: SmallNetwork, teacher: Teacher) -> SmallNetwork:
     """The network as it ships: batch norms folded, and the heads answering in the teacher's own units."""
     folded = SmallNetwork(widths=network.widths, depths=network.depths)
     state = folded_state(network)
-    for i, head in enumerate(network.heads):
-        deviation, mean = teacher.deviations[i].cpu(), teacher.means[i].cpu()
-        state[f"heads.{i}.weight"] = head.weight.detach().cpu() * deviation.view(-1, 1, 1, 1)
-        state[f"heads.{i}.bias"] = head.bias.detach().cpu() * deviation + mean
+    heads = network.heads.state_dict()
+    for i, (mean, deviation) in enumerate(zip(teacher.means, teacher.deviations, strict=True)):
+        weight, bias = heads[f"{i}.weight"].cpu(), heads[f"{i}.bias"].cpu()
+        state[f"heads.{i}.weight"] = weight * deviation.cpu().view(-1, 1, 1, 1)
+        state[f"heads.{i}.bias"] = bias * deviation.cpu() + mean.cpu()
     folded.load_state_dict(state)
     return folded.eval()

@@ -10,10 +10,11 @@ from anomalib_lite.embedding.network import SmallNetwork
 
 def folded_state(network: SmallNetwork) -> dict[str, Tensor]:
     """Parameters of everything but the heads, every batch norm folded into its convolution; float32, on the CPU."""
+    modules = dict(network.eval().named_modules())
     state = {}
-    for name, module in network.eval().named_modules():
-        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
-            fused = fuse_conv_bn_eval(module[0], module[1])
-            state[f"{name}.0.weight"] = fused.weight.detach().cpu().float()
-            state[f"{name}.0.bias"] = fused.bias.detach().cpu().float()
+    for name, convolution in modules.items():
+        norm = modules.get(f"{name.removesuffix('.0')}.1")
+        if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            for key, value in fuse_conv_bn_eval(convolution, norm).state_dict().items():
+                state[f"{name}.{key}"] = value.cpu().float()
     return state

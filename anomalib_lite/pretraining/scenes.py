@@ -55,7 +55,7 @@ def _ground(random: Random, n: int) -> np.ndarray:
 
 def _surface(kind: Random, draw: Random, n: int) -> np.ndarray:
     """A material (n, n, 3): colours along a field, a relief under a lamp, or both."""
-    palette = _colors(kind, kind.integers(2, 6))
+    palette = _colors(kind, int(kind.integers(2, 6)))
     values = field(kind, draw, n)
     if kind.random() < 0.3:  # one colour, told by relief alone: cast metal, leather, plaster
         image = np.broadcast_to(palette[0], (n, n, 3)) * (1 + kind.uniform(0, 0.2) * np.clip(values, -2, 2)[..., None])
@@ -100,7 +100,8 @@ def _outline(kind: Random, draw: Random, n: int, size: float) -> np.ndarray:
     half = size / 2
     manner = kind.integers(5)
     if manner == 0:  # bar or rounded rectangle
-        round_, long = kind.uniform(0, 0.4) * half, kind.choice([kind.uniform(0.05, 0.3), kind.uniform(0.3, 1)])
+        round_ = kind.uniform(0, 0.4) * half
+        long = kind.uniform(0.05, 0.3) if kind.random() < 0.5 else kind.uniform(0.3, 1)
         qx, qy = np.abs(x) - half + round_, np.abs(y) - half * long + min(round_, half * long)
         outside = np.hypot(np.maximum(qx, 0), np.maximum(qy, 0)) + np.minimum(np.maximum(qx, qy), 0)
         depth = min(round_, half * long) - outside
@@ -121,7 +122,7 @@ def _outline(kind: Random, draw: Random, n: int, size: float) -> np.ndarray:
                 outline += kind.normal(0, 0.25 / lobes) * np.sin(lobes * angle + kind.uniform(0, 2 * np.pi))
         depth = half * np.clip(outline, 0.2, 1.6) - radius
     if kind.random() < 0.35:  # holes: one in the middle, or a wreath
-        holes = kind.choice([1, kind.integers(2, 9)])
+        holes = 1 if kind.random() < 0.5 else int(kind.integers(2, 9))
         ring = 0.0 if holes == 1 else half * kind.uniform(0.4, 0.7)
         bore = half * (kind.uniform(0.2, 0.7) if holes == 1 else kind.uniform(0.05, 0.2))
         for i in range(holes):

@@ -132,15 +132,16 @@ def leave_out_k_distances(X: np.ndarray, groups: np.ndarray, k: int) -> np.ndarr
     return np.sort(distances[np.isfinite(distances)]).astype(np.float64)
 
 
-def knee(values: np.ndarray) -> int:
-    """Index of the knee of an ascending curve: the point farthest below the chord from its first to its last.
+def knee(values: np.ndarray, at: np.ndarray | None = None) -> int:
+    """Index of the knee of a convex curve: the point farthest below the chord from its first to its last.
 
+    `at` are the places of the values, evenly spaced by default. A curve without rise or fall has its knee at its end.
     Source: Satopaa et al., "Finding a kneedle in a haystack", 2011.
     """
-    span = values[-1] - values[0]
-    if span <= 0:
+    places = np.linspace(0, 1, len(values)) if at is None else (at - at[0]) / (at[-1] - at[0])
+    if values[-1] == values[0]:
         return len(values) - 1
-    return int(np.argmax(np.linspace(0, 1, len(values)) - (values - values[0]) / span))
+    return int(np.argmax(values[0] + (values[-1] - values[0]) * places - values))
 
 
 def _rounded_up(value: float) -> str:

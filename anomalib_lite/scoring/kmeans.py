@@ -96,13 +96,7 @@ class KMeansScorer:
         self.centroids_ = centroids
 
     def _cluster(self, X: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-        from sklearn.cluster import KMeans
-
-        start, radius = greedy_k_center(X, count, random_state=self.random_state)
-        if radius == 0 or len(start) == len(X):  # every distinct row is a centroid already
-            return X[start], 0.0
-        model = KMeans(len(start), init=X[start], n_init=1, max_iter=self.max_iter).fit(X)
-        return model.cluster_centers_.astype(np.float32), float(model.inertia_ / len(X))
+        return lloyd(X, count, max_iter=self.max_iter, random_state=self.random_state)
 
     def _silhouettes(self, X: np.ndarray) -> dict[int, float]:
         from sklearn.metrics import silhouette_score
@@ -123,3 +117,17 @@ class KMeansScorer:
                 "set n_clusters to a number"
             )
         return results
+
+
+def lloyd(X: np.ndarray, count: int, *, max_iter: int = 20, random_state: int = 0) -> tuple[np.ndarray, float]:
+    """Lloyd's iterations from a k-center start: centroids (count, d) of rows (n, d), and the inertia per row.
+
+    With fewer distinct rows than `count`, every distinct row is a centroid.
+    """
+    from sklearn.cluster import KMeans
+
+    start, radius = greedy_k_center(X, count, random_state=random_state)
+    if radius == 0 or len(start) == len(X):
+        return X[start], 0.0
+    model = KMeans(len(start), init=X[start], n_init=1, max_iter=max_iter).fit(X)
+    return model.cluster_centers_.astype(np.float32), float(model.inertia_ / len(X))

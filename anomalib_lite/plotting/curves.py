@@ -1,0 +1,177 @@
+"""The figures of an evaluation: score histogram, ROC, precision–recall, confusion matrix, calibration, training curves.
+
+Scores and labels in, one Figure out. Labels are True for defective; kinds name what each image is, "good" or a defect.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
+
+from anomalib_lite import metrics
+from anomalib_lite.plotting.style import (
+    ALARM,
+    COLOURS,
+    DASHES,
+    GOOD,
+    MARKERS,
+    TEXT,
+    axes_of,
+    label,
+    legend,
+    new_figure,
+    whole_numbers,
+)
+
+_GOOD_KIND = "good"
+
+
+def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: float | None = None) -> Figure:
+    """One line of points per kind over a common score axis, good ones first; the threshold is marked."""
+    values, names = np.asarray(scores, dtype=np.float64), np.asarray(kinds)
+    order = sorted(set(kinds), key=lambda kind: (kind != _GOOD_KIND, kind))
+    figure = new_figure(height=1.2 + 0.45 * len(order))
+    axes = axes_of(figure, len(order), 1, sharex=True)
+    edges = np.histogram_bin_edges(values, bins=40)
+    for number, (axis, kind) in enumerate(zip(axes, order, strict=True)):
+        colour = GOOD if kind == _GOOD_KIND else COLOURS[number % len(COLOURS)]
+        counts, _, _ = axis.hist(values[names == kind], bins=edges.tolist(), color=colour)
+        axis.set_ylim(0, max(1.0, float(np.max(counts))) * 1.1)
+        axis.set_yticks([])
+        axis.spines["left"].set_visible(False)
+        axis.set_ylabel(f"{kind} ({int((names == kind).sum())})", fontsize=TEXT, rotation=0, ha="right", va="center")
+        if threshold is not None:
+            axis.axvline(threshold, color=ALARM, linestyle="--", linewidth=1.2)
+    if threshold is not None:
+        axes[0].annotate(
+            f"alarm above {threshold:.3g}",
+            (threshold, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, 2),
+            textcoords="offset points",
+            fontsize=TEXT - 1,
+            color=ALARM,
+        )
+    axes[-1].set_xlabel("anomaly score", fontsize=TEXT)
+    return figure
+
+
+def plot_roc(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
+    """ROC curves of one or several detectors on the same images."""
+    figure = new_figure(width=3.6, height=3.6)
+    (axis,) = axes_of(figure)
+    truth = np.asarray(labels, dtype=bool)
+    for number, (name, values) in enumerate(scores.items()):
+        false, true = _roc(truth, np.asarray(values, dtype=np.float64))
+        title = f"{name}, AUROC {metrics.auroc(truth, np.asarray(values, dtype=np.float64)):.3f}"
+        axis.plot(false, true, _dash(number), color=COLOURS[number % len(COLOURS)], label=title)
+    axis.plot([0, 1], [0, 1], ":", color=GOOD, linewidth=1, label="chance")
+    axis.set_aspect("equal")
+    label(axis, "false alarms (share of good images)", "recall (share of defective ones)", "ROC")
+    legend(axis, loc="lower right")
+    return figure
+
+
+def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
+    """Precision over recall of one or several detectors on the same images."""
+    figure = new_figure(width=3.6, height=3.6)
+    (axis,) = axes_of(figure)
+    truth = np.asarray(labels, dtype=bool)
+    for number, (name, values) in enumerate(scores.items()):
+        numbers = np.asarray(values, dtype=np.float64)
+        found, alarms = _ranked(truth, numbers)
+        title = f"{name}, AP {metrics.average_precision(truth, numbers):.3f}"
+        recall, precision = found[1:] / max(1, truth.sum()), found[1:] / alarms[1:]
+        colour = COLOURS[number % len(COLOURS)]
+        axis.step(recall, precision, _dash(number), where="post", color=colour, label=title)
+    axis.axhline(truth.mean(), color=GOOD, linestyle=":", linewidth=1, label="chance")
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(0, 1.03)
+    axis.set_aspect("equal")
+    label(axis, "recall", "precision", "Precision and recall")
+    legend(axis, loc="lower left")
+    return figure
+
+
+def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
+    """Counts of actual against predicted classes, shaded by share of the actual class."""
+    classes = sorted({*actual, *predicted}, key=lambda kind: (kind != _GOOD_KIND, kind))
+    place = {kind: i for i, kind in enumerate(classes)}
+    counts = np.zeros((len(classes), len(classes)), dtype=int)
+    for true, said in zip(actual, predicted, strict=True):
+        counts[place[true], place[said]] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = 1.4 + 0.55 * len(classes)
+    figure = new_figure(width=side + 0.6, height=side)
+    (axis,) = axes_of(figure)
+    axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
+    for i, j in np.ndindex(counts.shape):
+        ink = "white" if shares[i, j] > 0.5 else "black"
+        axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=TEXT, color=ink)
+    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=TEXT - 1)
+    axis.set_yticks(range(len(classes)), classes, fontsize=TEXT - 1)
+    axis.spines[:].set_visible(False)
+    label(axis, "predicted", "actual")
+    return figure
+
+
+def plot_calibration(p_values: ArrayLike, labels: ArrayLike | None = None) -> Figure:
+    """Observed false alarms over the target rate on good new images, with the band of chance (binomial, 95 %)."""
+    from scipy.stats import binom
+
+    p = np.asarray(p_values, dtype=np.float64)
+    good = p if labels is None else p[~np.asarray(labels, dtype=bool)]
+    targets = np.linspace(0.005, 0.3, 60)
+    observed = [(good <= target).mean() if len(good) else np.nan for target in targets]
+    figure = new_figure(width=3.8, height=3.4)
+    (axis,) = axes_of(figure)
+    n = max(1, len(good))
+    low, high = binom.ppf([0.025], n, targets) / n, binom.ppf([0.975], n, targets) / n
+    axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="mid", label="95 % of chance")
+    axis.plot(targets, targets, ":", color="black", linewidth=1, label="promised")
+    axis.step(targets, observed, where="mid", color=COLOURS[0], label=f"observed on {len(good)} good images")
+    axis.set_xlim(0, 0.3)
+    axis.set_ylim(bottom=0)
+    label(axis, "target false-alarm rate", "observed false alarms", "Calibration")
+    legend(axis, loc="upper left")
+    return figure
+
+
+def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Curves over epochs; names that end alike, such as train_loss and validation_loss, share axes."""
+    families = list(dict.fromkeys(name.rsplit("_", 1)[-1] for name in history))
+    figure = new_figure(height=2.8)
+    for axis, family in zip(axes_of(figure, 1, len(families)), families, strict=True):
+        for number, (name, values) in enumerate(item for item in history.items() if item[0].endswith(family)):
+            axis.plot(
+                range(1, len(values) + 1),
+                values,
+                _dash(number) + MARKERS[number % len(MARKERS)],
+                markersize=3,
+                color=COLOURS[number % len(COLOURS)],
+                label=name.rsplit("_", 1)[0].replace("_", " "),
+            )
+        whole_numbers(axis, "x")
+        label(axis, "epoch", family)
+        legend(axis)
+    return figure
+
+
+def _ranked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Defects found and alarms given when the threshold falls past one distinct score after another."""
+    order = np.argsort(-scores, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # ties alarm together
+    found = np.cumsum(labels[order])[last]
+    return np.append(0, found), np.append(0, last + 1)
+
+
+def _roc(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    found, alarms = _ranked(labels, scores)
+    return (alarms - found) / max(1, (~labels).sum()), found / max(1, labels.sum())
+
+
+def _dash(number: int) -> str:
+    return DASHES[number % len(DASHES)]
