@@ -189,6 +189,50 @@ def evaluate(
 
 
 @app.command()
+@_with_detector_flags
+def diagnose(
+    parameters: dict[str, Any],
+    good: Annotated[Path, typer.Argument(help="folder of good images")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for the figures")] = None,
+    as_json: _Json = False,
+    strict: _Strict = False,
+) -> None:
+    """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
+    from anomalib_lite.diagnosis import diagnose as run
+
+    diagnosis = run(good, **parameters)
+    if output is not None:
+        written = diagnosis.save_figures(output, good)
+        typer.echo(f"{len(written)} figures in {output}", err=True)
+    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.verdict())
+    _finish(diagnosis.unreadable, strict)
+
+
+@app.command()
+def report(
+    model: Annotated[Path, typer.Argument(help="model file written by fit")],
+    images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="page to write")] = Path("report.html"),
+    good: Annotated[
+        Path | None, typer.Option(help="the good images it was fitted on, to show them beside the new ones")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    strict: _Strict = False,
+) -> None:
+    """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
+    from anomalib_lite.detector import Detector
+    from anomalib_lite.report import write_report
+
+    detector = Detector.load(model, weights=weights, device=device, progress=sys.stderr.isatty())
+    source = images[0] if len(images) == 1 else list(images)
+    scores = detector.score(source)
+    write_report(detector, source, output, training_images=good, scores=scores)
+    typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
+    _finish(scores.unreadable, strict)
+
+
+@app.command()
 def download(
     category: Annotated[str, typer.Argument(help="category of MVTec AD")] = "metal_nut",
     output: Annotated[Path, typer.Option("--output", "-o", help="folder to put it in")] = Path(),

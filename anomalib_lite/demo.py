@@ -12,6 +12,7 @@ from anomalib_lite.evaluation import measure
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.plotting.overlays import contact_sheet
+from anomalib_lite.report import write_report
 
 _SET = {"n_train": 80, "n_good": 20, "n_defect": 10}
 
@@ -20,7 +21,7 @@ def run_demo(output: str | os.PathLike[str], **parameters: Any) -> str:
     """Run the demo; `parameters` are those of `Detector`.
 
     Writes into `output`: the images (`metal_nut/`, kept for the next run), the model, `scores.csv`, `worst.png`,
-    `borderline.png` and an overlay of every alarm.
+    `borderline.png`, an overlay of every alarm and `report.html`.
 
     Returns
     -------
@@ -56,5 +57,7 @@ def run_demo(output: str | os.PathLike[str], **parameters: Any) -> str:
         contact_sheet(scores, data.test, order=by_distance.tolist()).savefig(folder / "borderline.png")
         scores.save_overlays(folder / "overlays", data.test, only_alarms=True)
         lines.append(f"the worst parts with heat maps: {folder / 'worst.png'}, every alarm: {folder / 'overlays'}")
+    page = write_report(detector, data.test, folder / "report.html", training_images=data.train, scores=scores)
+    lines.append(f"everything on one page: {page}")
     lines.append(f"model: {model}; try: anomalib-lite score {model} {data_folder / 'test'}")
     return "\n".join(lines)

@@ -68,6 +68,8 @@ class Detector:
         Patch level: the image score is the mean of this share of the largest patch scores.
     false_alarm_rate : float in (0, 1)
         Share of good images that may alarm; sets the threshold.
+    calibration_images : int
+        Patch level: images that set it at most. 1000 are enough for a rate of 0.1 %; each costs its scoring.
     device, dtype : "auto", or "cpu" / "cuda", "float32" / "bfloat16"
     batch_size : int
         Images per forward pass; does not change scores beyond float rounding.
@@ -108,6 +110,7 @@ class Detector:
         rotations: int = 1,
         top_share: float = 0.01,
         false_alarm_rate: float = 0.01,
+        calibration_images: int = 1000,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 8,
@@ -123,11 +126,14 @@ class Detector:
             raise ValueError(f"batch_size={batch_size} is the number of images per forward pass, at least 1")
         if random_state < 0:
             raise ValueError(f"random_state={random_state} is a seed, not negative")
+        if calibration_images < 1:
+            raise ValueError(f"calibration_images={calibration_images}; at least 1")
         if rotations < 1:
             raise ValueError(f"rotations={rotations}; at least 1, the image as it is")
         self.rotations = rotations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
+        self.calibration_images = calibration_images
         self.workers = workers
         self.random_state = random_state
         self.progress = progress
@@ -166,7 +172,7 @@ class Detector:
         """Learn from good images.
 
         Memory is bounded whatever their number (but for the ids); time is one forward pass per image,
-        and a second one for up to 1000 images when there are too many to keep for calibration.
+        and a second one for up to `calibration_images` when there are too many to keep for calibration.
 
         Parameters
         ----------
@@ -205,6 +211,7 @@ class Detector:
                 top_share=self.top_share,
                 false_alarm_rate=self.false_alarm_rate,
                 random_state=self.random_state,
+                calibration_images=self.calibration_images,
                 copies=self.rotations,
             )
         else:
@@ -238,9 +245,8 @@ class Detector:
         """An unfitted reduction for rows that can give `most` components."""
         if self.n_components is None or (self.n_components == "auto" and self.embedder.level == "global"):
             return Standardizer()
-        # The channels of one layer of a network have a common unit; the filter bank's tones and log contrasts, and
-        # the means and deviations of several layers, do not.
-        standardize = self.embedder.level == "global" or self.embedder.backbone == BUILTIN
+        # The channels of one layer of a network have a common unit; means and deviations of several layers do not.
+        standardize = self.embedder.level == "global"
         if self.n_components == "auto":
             if self.scorer.name == "subspace":  # has a PCA of its own
                 return Standardizer()

@@ -184,12 +184,12 @@ def k_distance(X: ArrayLike, groups: ArrayLike | None = None, *, k: int = 4) -> 
 
 
 def dbscan_sweep(X: ArrayLike, eps: ArrayLike | None = None, *, min_samples: int = 5, steps: int = 16) -> DBSCANSweep:
-    """Clusters and noise of DBSCAN on rows (n, d) over `eps`, by default between the closest and the farthest rows."""
+    """Clusters and noise of DBSCAN on rows (n, d) over `eps`, by default from the closest rows to all."""
     rows = check_rows(np.asarray(X))
     if eps is None:
         distances = k_distance(rows, k=max(1, min_samples - 1)).distances
-        low, high = max(distances[0], 1e-6 * distances[-1], 1e-12), max(distances[-1], 1e-12)
-        radii = np.geomspace(0.8 * low, 1.25 * high, steps)
+        reach = max(float(np.linalg.norm(rows - rows.mean(axis=0), axis=1).max()), 1e-12)
+        radii = np.geomspace(max(0.8 * distances[0], 1e-6 * reach), 2 * reach, steps)
     else:
         radii = np.asarray(eps, dtype=np.float64)
     clusters, noise = [], []

@@ -22,8 +22,6 @@ from anomalib_lite.scoring import DBSCANScorer, KNNScorer, Scorer, image_score
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
 _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
-# Images that calibrate the threshold at most: enough for a false-alarm rate of 0.1 %.
-_CALIBRATION_IMAGES = 1000
 # At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
 _GLOBAL_FOLDS = 10
 
@@ -61,6 +59,8 @@ class Fitted:
         For kNN the training image and patch of every bank row; empty for other scorers.
     grid : (gh, gw)
         Patches per image; (1, 1) at the global level.
+    train_scores : dict
+        From training image to its score as if unseen, for those that calibrate; empty in a detector that was loaded.
     """
 
     reduction: Reduction
@@ -68,6 +68,7 @@ class Fitted:
     calibration: Calibration
     origins: np.ndarray
     grid: tuple[int, int]
+    train_scores: dict[int, float] = field(default_factory=dict)
 
 
 def fit_patches(
@@ -80,11 +81,13 @@ def fit_patches(
     top_share: float,
     false_alarm_rate: float,
     random_state: int,
+    calibration_images: int,
     copies: int = 1,
 ) -> Fitted:
     """Fit on patch grids of the images `order` (n,), each embedded once (or twice, see the module).
 
-    Of `copies` rotated copies of an image, with consecutive indices, the first calibrates, all others left out.
+    Of `copies` rotated copies of an image, with consecutive indices, the first calibrates, all others left out;
+    `calibration_images` of them at most.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def fit_patches(
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
         collector.add(rows, image.index)
-        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < _CALIBRATION_IMAGES:
+        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < calibration_images:
             held[image.index] = rows
             held_bytes += rows.nbytes
 
@@ -119,16 +122,16 @@ def fit_patches(
     scorer.fit(X, groups)
     unseen = scorer if isinstance(scorer, KNNScorer) else CrossFit(make_scorer).fit(X, groups)
     del X
-    calibration_scores = []
+    train_scores: dict[int, float] = {}
 
     def calibrate(rows: np.ndarray, index: int) -> None:
         patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
-        calibration_scores.append(image_score(patch_scores, top_share))
+        train_scores[index // copies] = image_score(patch_scores, top_share)
 
     for index, rows in held.items():
         calibrate(rows, index)
     upright = [index for index in intake.sizes if index not in held and index % copies == 0]
-    rest = upright[: _CALIBRATION_IMAGES - len(held)]
+    rest = upright[: calibration_images - len(held)]
     held.clear()
     if rest:
         for image in Intake().readable(embed(np.array(rest))):
@@ -136,9 +139,10 @@ def fit_patches(
     return Fitted(
         reduction,
         scorer,
-        Calibration(np.array(calibration_scores), false_alarm_rate),
+        Calibration(np.array(list(train_scores.values())), false_alarm_rate),
         _bank_origins(scorer, origins),
         (grid[0], grid[1]),
+        train_scores,
     )
 
 
@@ -175,9 +179,12 @@ def fit_global(
     # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
     unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X, groups)
     upright = index % copies == 0
-    calibration = Calibration(unseen.score_excluding(X[upright], groups[upright]), false_alarm_rate)
+    scores = unseen.score_excluding(X[upright], groups[upright])
     origins = np.stack([index, np.zeros_like(index)], axis=1)
-    return Fitted(fitted.reduction, fitted.scorer, calibration, _bank_origins(fitted.scorer, origins), (1, 1))
+    origins = _bank_origins(fitted.scorer, origins)
+    train_scores = dict(zip(groups[upright].tolist(), scores.tolist(), strict=True))
+    calibration = Calibration(scores, false_alarm_rate)
+    return Fitted(fitted.reduction, fitted.scorer, calibration, origins, (1, 1), train_scores)
 
 
 class _Pipeline:

@@ -263,6 +263,29 @@ class TestExitCodes:
         assert "Traceback" not in err
 
 
+class TestDiagnoseAndReport:
+    def test_diagnose_prints_advice_and_writes_figures(self, run, data, tmp_path):
+        code, out, err = run("diagnose", data.train.root, "-o", tmp_path / "figures", *FAST)
+        assert code == 0
+        assert "16 images examined" in out
+        assert f"7 figures in {tmp_path / 'figures'}" in err
+
+    def test_diagnose_prints_one_json_object(self, run, data):
+        code, out, _ = run("diagnose", data.train.root, "--json", *FAST)
+        found = json.loads(out)
+        assert code == 0
+        assert len(found["suspicious"]) == 16
+        assert {"near_duplicates", "elbow_k", "silhouette_k", "eps"} <= set(found)
+
+    def test_report_writes_a_page(self, run, data, model, with_broken, tmp_path):
+        page = tmp_path / "page.html"
+        code, out, err = run("report", model, with_broken, "--good", data.train.root, "-o", page, "--strict")
+        assert code == 1
+        assert "2 images" in out
+        assert "broken.png" in err
+        assert "broken.png" in page.read_text()
+
+
 class TestDefaults:
     def test_are_those_of_the_library(self, run, data, monkeypatch):
         """A flag that is not given is not passed on."""

@@ -1,81 +1,95 @@
+"""The built-in network: ships with the package, sees what inspection needs, is small, and keeps to its word."""
+
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from anomalib_lite.embedding.builtin import FilterBank
+from anomalib_lite.embedding.builtin import SHIPPED, build_builtin
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.network import CHANNELS
+from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.images.synthetic import render_part
 
-PLANES = 3  # luminance, red–green, blue–yellow; each map begins with their local means, scale by scale
+
+def part(seed, defect=None, size=128):
+    return render_part(np.random.default_rng(seed), size, defect)[0]
 
 
 @pytest.fixture(scope="module")
-def bank():
-    return FilterBank().eval()
+def embedder():
+    return Embedder(image_size=128, dtype="float32", device="cpu")
 
 
-def photo(size=64):
-    generator = torch.Generator().manual_seed(0)
-    small = torch.rand(1, 3, size // 8, size // 8, generator=generator)
-    smooth = torch.nn.functional.interpolate(small, size=(size, size), mode="bicubic").clamp(0, 1)
-    return (smooth + 0.1 * torch.rand(1, 3, size, size, generator=generator)).clamp(0, 1)
+def similarity(a, b):
+    """Mean cosine of patches about their common mean: 1 for the same picture."""
+    a, b = (rows.reshape(-1, rows.shape[-1]) for rows in (a, b))
+    mean = np.concatenate([a, b]).mean(axis=0)
+    a, b = a - mean, b - mean
+    return float(np.mean((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))))
 
 
-def split(level):
-    """The finest map as (tones, derivative energies), each (n, scales × channels, h, w)."""
-    scales = level.reshape(level.shape[0], -1, 6 * PLANES, *level.shape[2:])  # 1 tone and 5 derivatives a plane
-    return scales[:, :, :PLANES].flatten(1, 2), scales[:, :, PLANES:].flatten(1, 2)
+class TestWeights:
+    def test_ship_with_the_package_and_are_small(self):
+        assert SHIPPED.stat().st_size < 8_000_000
+        assert {tensor.dtype for tensor in load_file(SHIPPED).values()} == {torch.float16}
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(SHIPPED).values())
+
+    def test_of_the_same_shape_may_replace_them(self, tmp_path):
+        from safetensors.torch import save_file
+
+        save_file({key: 0 * value for key, value in load_file(SHIPPED).items()}, tmp_path / "zero.safetensors")
+        own = Embedder(image_size=64, weights=tmp_path / "zero.safetensors")
+        assert not own.embed(part(0, size=64)[None]).any()
+        assert own.fingerprint != Embedder(image_size=64).fingerprint
+
+    def test_of_another_network_are_refused(self, tmp_path):
+        torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
+        with pytest.raises(WeightsError, match=r"other\.pth lacks \d+ of \d+ parameters that builtin needs"):
+            Embedder(weights=tmp_path / "other.pth")
+
+    def test_layers_cannot_be_chosen(self):
+        with pytest.raises(ValueError, match="the built-in backbone has its own layers"):
+            Embedder(layers=["layer2"])
 
 
-def energies(bank, image):
-    return split(bank(image)[0])[1]
+class TestNetwork:
+    def test_maps_are_at_strides_8_and_16(self):
+        with torch.inference_mode():
+            maps = build_builtin()(torch.zeros(2, 3, 96, 64))
+        assert [tuple(level.shape) for level in maps] == [(2, CHANNELS[0], 12, 8), (2, CHANNELS[1], 6, 4)]
 
+    def test_no_channel_is_dead(self, embedder):
+        rows = embedder.embed(np.stack([part(i) for i in range(4)]))
+        assert rows.reshape(-1, rows.shape[-1]).std(axis=0).min() > 1e-3
 
-def edge(left, right):
-    """Two colours that meet in the middle of the picture."""
-    image = torch.empty(1, 3, 64, 64)
-    image[..., :32], image[..., 32:] = (torch.tensor(c).view(3, 1, 1) for c in (left, right))
-    return image
+    def test_bf16_describes_the_same(self, embedder):
+        short = Embedder(image_size=128, dtype="bfloat16", device="cpu")
+        images = np.stack([part(i) for i in range(2)])
+        exact, rounded = embedder.embed(images), short.embed(images)
+        assert similarity(exact, rounded) > 0.99
 
+    @pytest.mark.parametrize("defect", ["scratch", "bent", "color"])
+    def test_a_defect_changes_its_place_most(self, embedder, defect):
+        """The same part with and without a defect: patches on the defect move further than the others."""
+        image, mask = render_part(np.random.default_rng(5), 128, defect)
+        clean = part(5)
+        moved = np.linalg.norm(embedder.embed(image[None]) - embedder.embed(clean[None]), axis=-1)[0]
+        on = mask.reshape(16, 8, 16, 8).any(axis=(1, 3))
+        assert moved[on].mean() > 2 * moved[~on].mean()
 
-def test_maps_are_at_strides_8_and_16(bank):
-    fine, coarse = bank(photo(128))
-    assert fine.shape == (1, 54, 16, 16)
-    assert coarse.shape == (1, 54, 8, 8)
-    assert torch.isfinite(fine).all()
-    assert fine.std(dim=(2, 3)).min() > 0  # no dead channel
-
-
-@pytest.mark.parametrize("colour", [(0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (0.9, 0.2, 0.4)])
-def test_a_constant_image_has_no_derivatives(bank, colour):
-    image = edge(colour, colour)
-    black = energies(bank, torch.zeros(1, 3, 64, 64))
-    assert torch.allclose(energies(bank, image), black, atol=1e-4)
-    assert black.std() < 1e-5
-    assert energies(bank, edge((0.45, 0.45, 0.45), (0.5, 0.5, 0.5))).max() > black.max() + 0.2
-
-
-def test_tone_is_the_local_mean_of_each_colour_plane(bank):
-    tones = split(bank(edge((0.8, 0.2, 0.5), (0.8, 0.2, 0.5)))[0])[0].reshape(1, -1, PLANES, 8, 8)
-    for plane, expected in enumerate((0.5, 0.3, 0.0)):  # (r + g + b) / 3, (r - g) / 2, (2b - r - g) / 4
-        assert torch.allclose(tones[:, :, plane], torch.tensor(expected), atol=1e-5)
-
-
-def test_an_edge_of_colour_alone_is_seen(bank):
-    # Equal in luminance: a camera in grey would see nothing.
-    seen = energies(bank, edge((0.7, 0.3, 0.5), (0.3, 0.7, 0.5)))
-    nothing = energies(bank, torch.full((1, 3, 64, 64), 0.5))
-    planes = (seen - nothing).abs().reshape(1, 3, 5, PLANES, 8, 8).amax(dim=(0, 1, 2, 4))  # (planes, columns)
-    assert planes[0].max() < 1e-2
-    assert planes[1].max() > 0.1
-    assert planes[1, 3:5].min() > planes[1, [0, 7]].max()  # where the edge is
-
-
-def test_a_quarter_turn_permutes_the_energies(bank):
-    image = photo()
-    upright, turned = (energies(bank, i).reshape(3, 5, PLANES, 8, 8) for i in (image, torch.rot90(image, dims=(2, 3))))
-    across_and_down = [1, 0, 4, 3, 2]  # x ↔ y, xx ↔ yy; xy only changes its sign
-    assert torch.allclose(turned[:, across_and_down], torch.rot90(upright, dims=(3, 4)), atol=1e-3)
-    assert upright.sum() == pytest.approx(float(turned.sum()), rel=1e-4)
-
-
-def test_computes_in_float32_whatever_it_is_given(bank):
-    (fine, _), (short, _) = bank(photo()), FilterBank().to(torch.bfloat16)(photo().to(torch.bfloat16))
-    assert fine.dtype == short.dtype == torch.float32
+    @pytest.mark.parametrize(
+        ("change", "least"),
+        [
+            (lambda image: np.clip(image * 1.2, 0, 255), 0.8),
+            (lambda image: image * 0.8, 0.8),
+            (lambda image: np.repeat(image.mean(axis=2, keepdims=True), 3, axis=2), 0.5),
+        ],
+        ids=["brighter", "darker", "grey"],
+    )
+    def test_light_matters_less_than_what_is_seen(self, embedder, change, least):
+        image = part(3)
+        same = similarity(embedder.embed(image[None]), embedder.embed(change(image).astype(np.uint8)[None]))
+        other = similarity(embedder.embed(image[None]), embedder.embed(part(11)[None]))
+        assert same > least
+        assert same > other

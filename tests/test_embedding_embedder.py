@@ -146,8 +146,8 @@ class TestErrors:
             ({"image_size": 16}, "image_size=16; networks need at least 32"),
             ({"dtype": "int8"}, "dtype='int8'; choose 'auto', 'float32' or 'bfloat16'"),
             ({"backbone": "resnet19"}, "no backbone 'resnet19'; known: builtin"),
-            ({"weights": "imagenet"}, "built-in backbone has its own weights and layers"),
-            ({"layers": "layer2"}, "built-in backbone has its own weights and layers"),
+            ({"weights": "imagenet"}, "built-in backbone has its own weights; leave weights out"),
+            ({"layers": "layer2"}, "built-in backbone has its own layers; leave them out"),
         ],
     )
     def test_wrong_values_are_named(self, options, message):

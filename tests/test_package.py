@@ -13,6 +13,7 @@ PACKAGE = Path(anomalib_lite.__file__).parent
 FLOORS = [
     ["cli"],
     ["demo", "pretraining"],
+    ["report", "diagnosis"],
     ["evaluation"],
     ["detector", "plotting"],
     ["fitting"],

@@ -10,6 +10,7 @@ PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal
 
@@ -19,13 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
-from anomalib_lite.embedding.builtin import FilterBank
+from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
 from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
 from anomalib_lite.hardware import pick_device, pick_dtype
 
 Level = Literal["patch", "global"]
 
-BUILTIN = "builtin"
 # Finer grids cost memory and time with the square and describe pixels rather than parts.
 _FINEST_STRIDE = 8
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -84,27 +84,35 @@ class Embedder:
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         if backbone == BUILTIN:
-            if weights is not None or layers is not None:
-                raise ValueError("the built-in backbone has its own weights and layers; leave both out")
+            if layers is not None:
+                raise ValueError("the built-in backbone has its own layers; leave them out")
             self.layers: tuple[str, ...] = ()
-            self.dtype = torch.float32  # the filter bank works on small differences, which bf16 would round away
         else:
             self.layers = backbones.resolve_layers(backbone, layers)
             if level == "patch" and backbones.PENULTIMATE in self.layers:
                 raise ValueError("the penultimate layer has one vector per image; use level='global'")
-        self._weights: Weights = IMAGENET if weights is None else weights
+        self._weights = weights
         network = self._build()
         self.fingerprint = fingerprint(network)
         network.eval().to(self.device, self.dtype)
         self.network = network.to(memory_format=torch.channels_last)
         shape = (1, 1, 1, 3)
-        # The filter bank works on plain intensities; ImageNet's networks on standardised ones.
-        mean, std = ((0.0,) * 3, (1.0,) * 3) if backbone == BUILTIN else (_IMAGENET_MEAN, _IMAGENET_STD)
-        self._scale = (1 / (255 * torch.tensor(std))).view(shape).to(self.device)
-        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(self.device)
+        mean, deviation = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+        self._scale = (1 / (255 * deviation)).view(shape).to(self.device)
+        self._shift = (mean / deviation).view(shape).to(self.device)
 
     def _build(self) -> nn.Module:
-        return FilterBank() if self.backbone == BUILTIN else backbones.build(self.backbone, self.layers, self._weights)
+        if self.backbone == BUILTIN:
+            return build_builtin(self._weights)
+        return backbones.build(self.backbone, self.layers, IMAGENET if self._weights is None else self._weights)
+
+    def at_level(self, level: Level) -> Embedder:
+        """The same network, pooled at another level; shares its parameters."""
+        if level == "patch" and backbones.PENULTIMATE in self.layers:
+            raise ValueError("the penultimate layer has one vector per image; use level='global'")
+        other = copy.copy(self)
+        other.level = level
+        return other
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Parameters in use, float32, to be stored with a model; read again, since they may run in bf16 here."""

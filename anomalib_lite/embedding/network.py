@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (64, 128, 256)  # channels at strides 4, 8, 16: multiples of 32, which vector units like
-DEPTHS = (0, 1, 2)  # residual blocks at each
+WIDTHS = (64, 96, 192)  # channels at strides 4, 8, 16: multiples of 32, which vector units like
+DEPTHS = (0, 2, 2)  # residual blocks at each
 CHANNELS = (128, 256)  # of the two maps
 
 

@@ -15,6 +15,7 @@ from anomalib_lite.plotting.style import (
     axes_of,
     label,
     legend,
+    logarithmic,
     new_figure,
     whole_numbers,
 )
@@ -45,13 +46,13 @@ def plot_silhouette(result: Silhouette) -> Figure:
         values = np.sort(result.values[result.labels == cluster])
         colour = COLOURS[number % len(COLOURS)]
         right.barh(np.arange(bottom, bottom + len(values)), values, height=1.0, color=colour, linewidth=0)
-        right.text(-0.02, bottom + len(values) / 2, str(number + 1), fontsize=TEXT - 2, ha="right", va="center")
         bottom += len(values) + max(1, len(result.values) // 100)
     mean = float(result.values.mean())
-    right.axvline(mean, color="black", linestyle="--", linewidth=1, label=f"mean {mean:.2f}")
+    right.axvline(mean, color="black", linestyle="--", linewidth=1)
     right.set_yticks([])
-    label(right, "silhouette", "images, by cluster", f"{result.k} clusters")
-    legend(right, loc="lower right")
+    sizes = np.sort(np.unique(result.labels, return_counts=True)[1])[::-1]
+    shown = ", ".join(map(str, sizes[:6])) + (", …" if len(sizes) > 6 else "")
+    label(right, "silhouette", "images, by cluster", f"Clusters of {shown}; mean {mean:.2f}")
     return figure
 
 
@@ -77,16 +78,17 @@ def plot_dbscan_sweep(result: DBSCANSweep, eps: float | None = None) -> Figure:
     twin.tick_params(labelsize=TEXT - 1)
     axis.plot(result.eps, result.n_clusters, "o" + DASHES[0], color=COLOURS[0], markersize=4, label="clusters")
     twin.plot(result.eps, result.noise_share, "s" + DASHES[1], color=COLOURS[1], markersize=4, label="noise")
-    axis.set_xscale("log")
-    axis.set_ylim(bottom=0)
+    logarithmic(axis)
+    axis.set_ylim(0, max(1.0, float(result.n_clusters.max())) * 1.25)  # room for the legend
     whole_numbers(axis, "y")
-    twin.set_ylim(0, 1.03)
+    twin.set_ylim(0, 1.25)
+    twin.set_yticks([0, 0.25, 0.5, 0.75, 1])
     twin.set_ylabel("share of noise (squares)", fontsize=TEXT)
     if eps is not None:
         axis.axvline(eps, color=ALARM, linestyle=":", label=f"eps {eps:.3g}")
     label(axis, "eps", "clusters (dots)", f"DBSCAN, {result.min_samples} rows make a core sample")
     handles = [*axis.get_legend_handles_labels()[0], *twin.get_legend_handles_labels()[0]]
-    axis.legend(handles=handles, fontsize=TEXT - 1, frameon=False, loc="center left")
+    axis.legend(handles=handles, fontsize=TEXT - 1, frameon=False, loc="upper right", ncols=3)
     return figure
 
 
@@ -98,10 +100,10 @@ def plot_explained_variance(result: ExplainedVariance) -> Figure:
     for share, dash in zip((0.9, 0.95, 0.99), DASHES, strict=False):
         count = result.components_for(share)
         axis.axvline(count, color=GOOD, linestyle=dash, linewidth=1, label=f"{share:.0%}: {count} components")
-    axis.set_xscale("log")
+    logarithmic(axis)
     axis.set_ylim(0, 1.02)
     label(axis, "principal components", "share of variance", "Explained variance")
-    legend(axis, loc="lower right")
+    legend(axis, loc="upper left")
     return figure
 
 

@@ -24,6 +24,7 @@ def plot_embedding_map(
     *,
     alarms: Sequence[bool] | None = None,
     thumbnail: Callable[[int], np.ndarray] | None = None,
+    ring: str = "alarm",
 ) -> Figure:
     """Draw a map.
 
@@ -32,7 +33,7 @@ def plot_embedding_map(
     kinds : sequence of str, one for every row the map was made from
         "training", "good" or a defect's name.
     alarms : sequence of bool, optional
-        Rows to ring.
+        Rows to ring, called `ring` in the legend.
     thumbnail : function from a row to a uint8 image (h, w, 3), optional
         Drawn for some dozens of points that lie apart.
     """
@@ -56,14 +57,15 @@ def plot_embedding_map(
         ringed = np.asarray(alarms, dtype=bool)[result.rows]
         axis.scatter(
             points[ringed, 0], points[ringed, 1], s=60, facecolors="none", edgecolors=ALARM, linewidths=0.9,
-            label=f"alarm ({ringed.sum()})",
+            label=f"{ring} ({ringed.sum()})",
         )  # fmt: skip
     if thumbnail is not None:
-        for place in _apart(points, _THUMBNAILS):
+        ringed = np.zeros(len(points), dtype=bool) if alarms is None else np.asarray(alarms, dtype=bool)[result.rows]
+        for place in _apart(points, ringed, _THUMBNAILS):
             pixels = thumbnail(int(result.rows[place]))
             picture = OffsetImage(pixels, zoom=_THUMBNAIL_SIDE / max(pixels.shape[:2]))
-            edge = GOOD if names[place] in (TRAINING, "good") else ALARM
-            box = AnnotationBbox(picture, tuple(points[place]), pad=0.06, bboxprops={"edgecolor": edge, "lw": 0.7})
+            border = {"edgecolor": ALARM if ringed[place] else GOOD, "lw": 1.4 if ringed[place] else 0.7}
+            box = AnnotationBbox(picture, tuple(points[place]), pad=0.06, bboxprops=border)
             axis.add_artist(box)
     title = f"{_NAMES[result.method]} of image embeddings"
     if result.subsampled:
@@ -73,12 +75,13 @@ def plot_embedding_map(
     return figure
 
 
-def _apart(points: np.ndarray, most: int) -> list[int]:
-    """Points at least a thumbnail apart, so that pictures do not cover each other."""
+def _apart(points: np.ndarray, first: np.ndarray, most: int) -> list[int]:
+    """Points at least a thumbnail apart, those of `first` (n,) before others, so that pictures cover no other."""
     span = np.maximum(np.ptp(points, axis=0), 1e-9)
     places = (points - points.min(axis=0)) / span
     taken: list[int] = []
-    for i in np.random.default_rng(0).permutation(len(points)):
+    shuffled = np.random.default_rng(0).permutation(len(points))
+    for i in shuffled[np.argsort(~first[shuffled], kind="stable")]:
         if all(np.abs(places[i] - places[j]).max() > 0.085 for j in taken):
             taken.append(int(i))
         if len(taken) == most:

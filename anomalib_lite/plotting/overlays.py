@@ -23,7 +23,7 @@ from anomalib_lite.images.sources import open_source
 from anomalib_lite.results import Scores
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
-_COLOURS = "inferno"
+COLOURS = "inferno"
 _OPACITY = 0.65
 
 
@@ -43,7 +43,7 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     """
     low, high = scale
     heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
-    colours = colormaps[_COLOURS](heat)[..., :3] * 255
+    colours = colormaps[COLOURS](heat)[..., :3] * 255
     # Opacity grows with the heat, so that what is good shows through unchanged.
     weight = (_OPACITY * np.sqrt(heat))[..., None]
     return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
@@ -117,7 +117,7 @@ def contact_sheet(
 
 
 def _scale_mappable(low: float, high: float) -> ScalarMappable:
-    return ScalarMappable(Normalize(low, high), colormaps[_COLOURS])
+    return ScalarMappable(Normalize(low, high), colormaps[COLOURS])
 
 
 def _file_name(image_id: str, used: set[str]) -> str:

@@ -67,8 +67,10 @@ def _close(axis: Axes, pixels: np.ndarray, box: Box, colour: str, title: str) ->
     left, top, right, bottom = box
     reach_x, reach_y = _CONTEXT * (right - left), _CONTEXT * (bottom - top)
     axis.imshow(pixels, interpolation="nearest")
-    axis.set_xlim(max(0, left - reach_x) - 0.5, min(pixels.shape[1], right + reach_x) - 0.5)
-    axis.set_ylim(min(pixels.shape[0], bottom + reach_y) - 0.5, max(0, top - reach_y) - 0.5)
+    # The same extent for every crop, so that both can be compared; beyond the image it is grey.
+    axis.set_facecolor("#e4e4e4")
+    axis.set_xlim(left - reach_x - 0.5, right + reach_x - 0.5)
+    axis.set_ylim(bottom + reach_y - 0.5, top - reach_y - 0.5)
     axis.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=colour, linewidth=1.8))
     _finish(axis, title)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 GOOD = "#8a8a8a"
 ALARM = "#d55e00"
@@ -41,6 +41,14 @@ def axes_of(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> 
 def whole_numbers(axis: Axes, which: Literal["x", "y"]) -> None:
     """Ticks at whole numbers only, for counts."""
     (axis.xaxis if which == "x" else axis.yaxis).set_major_locator(MaxNLocator(integer=True))
+
+
+def logarithmic(axis: Axes) -> None:
+    """A logarithmic x axis with plain numbers at 1, 2 and 5, not powers of ten."""
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_locator(NullLocator())
 
 
 def label(axis: Axes, x: str, y: str, title: str = "") -> None:

@@ -1,0 +1,139 @@
+"""Figures of diagnostics, evaluations, maps and retrievals: each says what its numbers say."""
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from anomalib_lite import Detector, diagnostics
+from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.plotting import curves, maps, retrieval
+from anomalib_lite.plotting import diagnostics as plots
+from anomalib_lite.projection import EmbeddingMap
+
+RNG = np.random.default_rng(0)
+ROWS = np.repeat(20 * np.eye(3, 6), 20, axis=0) + RNG.normal(size=(60, 6))
+
+
+def texts(figure):
+    """Everything a reader can read in a figure."""
+    found = []
+    for axis in figure.axes:
+        found += [axis.get_title(), axis.get_title(loc="left"), axis.get_xlabel(), axis.get_ylabel()]
+        found += [text.get_text() for text in axis.texts]
+        if axis.get_legend():
+            found += [text.get_text() for text in axis.get_legend().get_texts()]
+    return " | ".join(found)
+
+
+def assert_nothing_is_clipped(figure, tmp_path):
+    """The drawn picture has a margin of paper on all sides."""
+    figure.savefig(tmp_path / "figure.png")
+    pixels = np.asarray(Image.open(tmp_path / "figure.png").convert("L"))
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    assert (border > 250).all()
+
+
+DRAWINGS = {
+    "elbow": (lambda: plots.plot_elbow(diagnostics.elbow(ROWS)), "elbow: 3 clusters"),
+    "silhouette": (lambda: plots.plot_silhouette(diagnostics.silhouette(ROWS)), "best: 3 clusters"),
+    "k-distance": (lambda: plots.plot_k_distance(diagnostics.k_distance(ROWS)), "knee: eps"),
+    "dbscan": (lambda: plots.plot_dbscan_sweep(diagnostics.dbscan_sweep(ROWS), 2.0), "eps 2"),
+    "variance": (lambda: plots.plot_explained_variance(diagnostics.explained_variance(ROWS)), "90%: 2 components"),
+    "suspicious": (
+        lambda: plots.plot_suspicious(diagnostics.suspicious(["odd.png", *"abcdefghi"], [9, *np.linspace(1, 1.1, 9)])),
+        "1. odd.png",
+    ),
+    "histogram": (
+        lambda: curves.plot_score_histogram([1, 2, 3, 9], ["good", "good", "bent", "bent"], 2.5),
+        "alarm above 2.5",
+    ),
+    "roc": (lambda: curves.plot_roc([0, 0, 1, 1], {"kNN": [1, 3, 2, 4]}), "kNN, AUROC 0.750"),
+    "precision": (lambda: curves.plot_precision_recall([0, 1, 1], {"kNN": [1, 2, 3]}), "kNN, AP 1.000"),
+    "confusion": (lambda: curves.plot_confusion(["good", "bent", "bent"], ["good", "good", "bent"]), "actual"),
+    "calibration": (lambda: curves.plot_calibration(RNG.random(40)), "observed on 40 good images"),
+    "training": (
+        lambda: curves.plot_training(
+            {"train_loss": [3, 2, 1], "validation_loss": [3, 2, 2], "train_accuracy": [0, 1, 1]}
+        ),
+        "validation",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+class TestEveryFigure:
+    def test_says_what_was_found(self, name):
+        draw, told = DRAWINGS[name]
+        figure = draw()
+        assert isinstance(figure, Figure)
+        assert told in texts(figure)
+
+    def test_is_drawn_whole(self, name, tmp_path):
+        assert_nothing_is_clipped(DRAWINGS[name][0](), tmp_path)
+
+
+class TestCurves:
+    def test_roc_treats_ties_as_one_step(self):
+        """All scores equal: the curve is the diagonal, not a staircase that depends on the order."""
+        line = curves.plot_roc([1, 0, 1, 0], {"same": [5, 5, 5, 5]}).axes[0].lines[0]
+        assert line.get_xydata().tolist() == [[0, 0], [1, 1]]
+
+    def test_confusion_counts(self):
+        figure = curves.plot_confusion(["good", "bent", "bent", "good"], ["good", "good", "bent", "good"])
+        assert [text.get_text() for text in figure.axes[0].texts] == ["2", "0", "1", "1"]
+
+    def test_calibration_uses_good_images_only(self):
+        figure = curves.plot_calibration([0.001, 0.5, 0.9], [True, False, False])
+        observed = figure.axes[0].lines[-1].get_ydata()
+        assert max(observed) == 0
+        assert "2 good images" in texts(figure)
+
+
+class TestMap:
+    def draw(self, **options):
+        placed = EmbeddingMap(RNG.normal(size=(30, 2)), np.arange(10, 40), True, "umap")
+        kinds = [*["training"] * 30, *["good"] * 10, *["bent"] * 10]
+        return maps.plot_embedding_map(placed, kinds, **options)
+
+    def test_names_kinds_counts_and_that_it_is_a_sample(self):
+        assert "UMAP of image embeddings, 30 of 50 images (coreset)" in texts(self.draw())
+        assert "training (20) | good (10)" in texts(self.draw())
+
+    def test_rings_alarms(self):
+        assert "alarm (2)" in texts(self.draw(alarms=[i in (5, 12, 39) for i in range(50)]))
+
+    def test_draws_thumbnails_of_the_right_rows(self):
+        asked = []
+
+        def thumbnail(row):
+            asked.append(row)
+            return np.zeros((8, 8, 3), np.uint8)
+
+        self.draw(thumbnail=thumbnail, alarms=[i == 17 for i in range(50)])
+        assert asked[0] == 17
+        assert set(asked) <= set(range(10, 40))
+
+
+@pytest.fixture(scope="module")
+def data(synthetic_set):
+    return open_mvtec(synthetic_set)
+
+
+class TestRetrieval:
+    def test_shows_the_image_and_its_nearest_good_patch(self, data, tmp_path):
+        scores = Detector(image_size=64).fit(data.train).score(data.test)
+        figure = retrieval.plot_retrieval(scores, 0, data.test, data.train)
+        assert "unlike anything seen" in texts(figure)
+        assert scores.nearest[0].train_id in texts(figure)
+        assert np.array_equal(figure.axes[0].images[0].get_array(), data.test.read(0))
+        trained = data.train.ids.index(scores.nearest[0].train_id)
+        assert np.array_equal(figure.axes[3].images[0].get_array(), data.train.read(trained))
+        assert_nothing_is_clipped(figure, tmp_path)
+        with pytest.raises(ValueError, match="is not among the images given"):
+            retrieval.plot_retrieval(scores, 0, data.train, data.train)
+
+    def test_needs_neighbours(self, data):
+        scores = Detector(image_size=64, scorer="kmeans", n_clusters=8).fit(data.train).score(data.test)
+        with pytest.raises(ValueError, match="only scorer='knn'"):
+            retrieval.plot_retrieval(scores, 0, data.test, data.train)
