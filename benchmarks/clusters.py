@@ -1,0 +1,70 @@
+"""Which picks the K-means count that detects better, elbow or silhouette? Neither, if the count may be large.
+
+    python benchmarks/clusters.py --data metal_nut bottle --backbone resnet18 --weights resnet18.pth
+
+Per set and level: the count that each rule picks on the good training rows, and the image AUROC with it, beside a
+sweep of fixed counts. Test labels measure only; no rule sees them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SWEEP = {"global": (2, 4, 8, 16, 32), "patch": (8, 32, 128, 512, 1024)}
+ROWS = 4000  # of patches that the elbow and the silhouette look at
+
+
+def main() -> None:
+    from anomalib_lite import diagnostics
+    from anomalib_lite.evaluation import evaluate
+    from anomalib_lite.images.mvtec import open_mvtec
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")
+    parser.add_argument("--backbone", default="builtin")
+    parser.add_argument("--weights")
+    arguments = parser.parse_args()
+    network = {"backbone": arguments.backbone, "weights": arguments.weights}
+    print("| data | level | elbow: k, AUROC | silhouette: k, AUROC | best fixed: k, AUROC | all fixed |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for folder in arguments.data:
+        dataset = open_mvtec(folder)
+        for level, counts in SWEEP.items():
+            rows = training_rows(dataset.train, level, network)
+            picked = {
+                "elbow": diagnostics.elbow(rows).k,
+                "silhouette": diagnostics.silhouette(rows).k,
+            }
+            found = {
+                k: evaluate(dataset, level=level, scorer="kmeans", n_clusters=k, **network).image_auroc or 0.0
+                for k in sorted({*counts, *picked.values()})
+            }
+            best = max(counts, key=found.__getitem__)
+            cells = [f"{k}, {found[k]:.4f}" for k in (picked["elbow"], picked["silhouette"], best)]
+            sweep = ", ".join(f"{k}: {found[k]:.3f}" for k in counts)
+            print(f"| {folder.name} | {level} | {' | '.join(cells)} | {sweep} |", flush=True)
+
+
+def training_rows(images: Any, level: str, network: dict[str, Any]) -> np.ndarray:
+    """Good rows as K-means sees them: all images at the global level, patches of a sample of them otherwise."""
+    from anomalib_lite.detector import Detector
+    from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source
+
+    detector = Detector(level=level, scorer="kmeans", n_clusters=2, **network).fit(images)
+    rng = np.random.default_rng(0)
+    order = rng.permutation(len(images))
+    if level == "patch":
+        order = order[:40]
+    stream = embed_source(detector.embedder, images, order)
+    rows = np.concatenate([image.rows for image in stream if isinstance(image, EmbeddedImage)])
+    if len(rows) > ROWS:
+        rows = rows[rng.choice(len(rows), ROWS, replace=False)]
+    return detector.fitted_.reduction.transform(rows)
+
+
+if __name__ == "__main__":
+    main()
