@@ -21,6 +21,8 @@ _HOME = {
     "score": "detector",
     "NoGoodImagesError": "fitting",
     "evaluate": "evaluation",
+    "diagnose": "diagnosis",
+    "write_report": "report",
     "Scores": "results",
     "Evaluation": "results",
     "ModelFileError": "persistence",
@@ -52,17 +54,20 @@ __all__ = [
     "UnreadableImageError",
     "WeightsError",
     "__version__",
+    "diagnose",
     "download",
     "evaluate",
     "fit",
     "greedy_k_center",
     "make_metal_nut",
     "score",
+    "write_report",
 ]
 
 if TYPE_CHECKING:
     from anomalib_lite.calibration import Calibration
     from anomalib_lite.detector import Detector, fit, score
+    from anomalib_lite.diagnosis import diagnose
     from anomalib_lite.embedding.weights import WeightsError
     from anomalib_lite.evaluation import evaluate
     from anomalib_lite.fitting import NoGoodImagesError
@@ -71,6 +76,7 @@ if TYPE_CHECKING:
     from anomalib_lite.images.synthetic import make_metal_nut
     from anomalib_lite.persistence import ModelFileError
     from anomalib_lite.reduction import PCA
+    from anomalib_lite.report import write_report
     from anomalib_lite.results import Evaluation, Scores
     from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center
 

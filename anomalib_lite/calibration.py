@@ -39,8 +39,7 @@ class Calibration:
     Parameters
     ----------
     scores : (n,) anomaly scores of good images, each as if unseen in the fit; kept sorted, as float64.
-    false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n images
-    support is
+    false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n images support is
         1 / (n + 1). Below that `guarantee_met` is False and the alarm falls back to this smallest rate.
 
     Raises

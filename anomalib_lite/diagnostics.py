@@ -227,6 +227,8 @@ def suspicious(ids: Sequence[str], scores: ArrayLike) -> Suspicious:
     ids : n names
     scores : (n,), each image scored as if it had not been in training
 
+    Notes
+    -----
     The limit is Tukey's for far outliers on the logarithm of the scores: the upper quartile plus three times the
     quartiles' distance. About one good image in a million lies beyond it if logarithms are normal (Tukey, 1977).
     """

@@ -7,7 +7,7 @@ from PIL import Image
 
 from anomalib_lite import Detector, diagnostics
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.plotting import curves, maps, retrieval
+from anomalib_lite.plotting import curves, maps, overlays, retrieval
 from anomalib_lite.plotting import diagnostics as plots
 from anomalib_lite.projection import EmbeddingMap
 
@@ -118,6 +118,30 @@ class TestMap:
 @pytest.fixture(scope="module")
 def data(synthetic_set):
     return open_mvtec(synthetic_set)
+
+
+@pytest.fixture(scope="module")
+def scores(data):
+    return Detector(image_size=128, false_alarm_rate=0.1).fit(data.train).score(data.test)
+
+
+class TestAnomalyMap:
+    def test_draws_the_line_of_the_threshold(self, data, scores, tmp_path):
+        worst = int(scores.scores.argmax())
+        figure = overlays.plot_anomaly_map(scores, worst, data.test)
+        assert "alarm: score" in texts(figure)
+        drawn = [collection for collection in figure.axes[1].collections if len(collection.get_paths())]
+        assert drawn
+        assert_nothing_is_clipped(figure, tmp_path)
+
+    def test_a_good_image_has_no_line(self, data, scores):
+        best = int(scores.patch_scores.max(axis=(1, 2)).argmin())
+        if scores.patch_scores[best].max() < scores.threshold:
+            assert not overlays.plot_anomaly_map(scores, best, data.test).axes[1].collections
+
+    def test_needs_the_images_that_were_scored(self, data, scores):
+        with pytest.raises(ValueError, match="give the same images"):
+            overlays.plot_anomaly_map(scores, 0, data.train)
 
 
 class TestRetrieval:

@@ -20,6 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_lite.images.sources import open_source
+from anomalib_lite.plotting.style import TEXT, axes_of, new_figure
 from anomalib_lite.results import Scores
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
@@ -47,6 +48,41 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     # Opacity grows with the heat, so that what is good shows through unchanged.
     weight = (_OPACITY * np.sqrt(heat))[..., None]
     return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
+
+
+def plot_anomaly_map(scores: Scores, i: int, images: Any) -> Figure:
+    """Image `i` of `scores` beside its overlay, with a contour around what scores above the alarm threshold.
+
+    Parameters
+    ----------
+    scores : Scores with anomaly maps
+    images : the images that were scored
+
+    Raises
+    ------
+    ValueError
+        At the global level, which has no maps, or when `images` lacks the id.
+    """
+    source = open_source(images)
+    if scores.ids[i] not in source.ids:
+        raise ValueError(f"{scores.ids[i]!r} was scored but is not among the images given; give the same images")
+    pixels, anomaly_map = source.read(list(source.ids).index(scores.ids[i])), scores.anomaly_map(i)
+    figure = new_figure(height=3.4)
+    left, right = axes_of(figure, 1, 2)
+    for axis, picture in ((left, pixels), (right, overlay(pixels, anomaly_map, scores.map_scale))):
+        axis.imshow(picture)
+        axis.set_axis_off()
+    if anomaly_map.min() < scores.threshold < anomaly_map.max():
+        # White on black can be seen on any ground.
+        for colour, width in (("black", 2.4), ("white", 1.0)):
+            right.contour(anomaly_map, levels=[scores.threshold], colors=colour, linewidths=width)
+    verdict = "alarm" if scores.alarms[i] else "good"
+    left.set_title(_short(scores.ids[i]), fontsize=TEXT, loc="left")
+    right.set_title(f"{verdict}: score {scores.scores[i]:.3g}, p = {scores.p_values[i]:.3g}", fontsize=TEXT, loc="left")
+    bar = figure.colorbar(_scale_mappable(*scores.map_scale), ax=right, shrink=0.8)
+    bar.set_label(f"patch score (line: {scores.threshold:.3g})", fontsize=TEXT)
+    bar.ax.tick_params(labelsize=TEXT - 1)
+    return figure
 
 
 def save_overlays(

@@ -1,0 +1,57 @@
+"""Draw the pictures of `concepts.md` from the synthetic set: python docs/figures.py"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from anomalib_lite import Detector, diagnostics, make_metal_nut
+from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source
+from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.plotting.curves import plot_score_histogram
+from anomalib_lite.plotting.diagnostics import plot_explained_variance
+from anomalib_lite.plotting.maps import TRAINING, plot_embedding_map
+from anomalib_lite.plotting.overlays import contact_sheet
+from anomalib_lite.projection import Projector
+
+PICTURES = Path(__file__).with_name("pictures")
+
+
+def main() -> None:
+    PICTURES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        data = open_mvtec(make_metal_nut(Path(folder) / "metal_nut", n_train=80, n_good=20, n_defect=8))
+        detector = Detector(false_alarm_rate=0.05).fit(data.train)
+        scores = detector.score(data.test)
+        best = [
+            int(np.argmax(np.where(np.array(data.kinds) == kind, scores.scores, -1)))
+            for kind in sorted(set(data.kinds))
+        ]
+        order = sorted(best, key=lambda i: -scores.scores[i])
+        contact_sheet(scores, data.test, order=order, columns=5, rows=1).savefig(PICTURES / "parts.png")
+        plot_score_histogram(scores.scores, data.kinds, scores.threshold).savefig(PICTURES / "histogram.png")
+
+        patches = embed_source(detector.embedder, data.train, np.arange(20))
+        rows = np.concatenate([image.rows for image in patches if isinstance(image, EmbeddedImage)])
+        variance = diagnostics.explained_variance(rows[::7])
+        plot_explained_variance(variance).savefig(PICTURES / "variance.png")
+
+        whole = detector.embedder.at_level("global")
+        vectors = [
+            image.rows
+            for source in (data.train, data.test)
+            for image in sorted(
+                (one for one in embed_source(whole, source, np.arange(len(source))) if isinstance(one, EmbeddedImage)),
+                key=lambda one: one.index,
+            )
+        ]
+        placed = Projector("umap").fit(np.concatenate(vectors))
+        kinds = [TRAINING] * len(data.train) + list(data.kinds)
+        alarms = [False] * len(data.train) + scores.alarms.tolist()
+        plot_embedding_map(placed, kinds, alarms=alarms).savefig(PICTURES / "map.png")
+
+
+if __name__ == "__main__":
+    main()
