@@ -20,6 +20,7 @@ from anomalib_lite.detector import Detector
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.memory import peak_rss_mb
+from anomalib_lite.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.results import AtRate, Evaluation, Scores
 from anomalib_lite.scoring.named import can_be_stored
 
@@ -124,14 +125,12 @@ def measure(
     )
 
 
-def _pixel_metrics(
-    scores: Scores, data: MVTecDataset, index: np.ndarray
-) -> tuple[metrics.PixelMetrics, int, list[str]]:
+def _pixel_metrics(scores: Scores, data: MVTecDataset, index: np.ndarray) -> tuple[PixelMetrics, int, list[str]]:
     """Pixel metrics over good images and defective ones with a mask; the number of masks; what was left out."""
     if scores.patch_scores is None:
-        none = metrics.PixelMetrics(None, None, None, 0, 0, "level='global' has no anomaly maps")
+        none = PixelMetrics(None, None, None, 0, 0, "level='global' has no anomaly maps")
         return none, 0, []
-    curves = metrics.PixelCurves()
+    curves = PixelCurves()
     n_masks = 0
     problems = []
     for i, test_index in enumerate(index.tolist()):
