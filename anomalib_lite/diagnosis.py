@@ -17,8 +17,7 @@ import numpy as np
 
 from anomalib_lite import diagnostics
 from anomalib_lite.detector import Detector
-from anomalib_lite.embedding.embedder import Embedder
-from anomalib_lite.embedding.streaming import embed_source
+from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.projection import EmbeddingMap, Projector
@@ -207,7 +206,7 @@ def diagnose(images: Any, **parameters: Any) -> Diagnosis:
     detector = Detector(**{"calibration_images": max(1, len(source)), **parameters}).fit(source)
     scores = detector.fitted_.train_scores
     indices = sorted(scores)
-    X = _vectors(detector, source, indices)
+    X, _ = embed_whole(detector.embedder, source, np.array(indices), workers=detector.workers)
     ids = [source.ids[i] for i in indices]
     rows = PCA(min(_COMPONENTS, *X.shape), standardize=True).fit(X).transform(X)
     notes: list[str] = []
@@ -237,14 +236,6 @@ def diagnose(images: Any, **parameters: Any) -> Diagnosis:
         notes=notes,
         unreadable=detector.unreadable_,
     )
-
-
-def _vectors(detector: Detector, source: ImageSource, indices: list[int]) -> np.ndarray:
-    """One vector per image (n, d) by the detector's own network, images in the order of `indices`."""
-    embedder: Embedder = detector.embedder.at_level("global")
-    stream = embed_source(embedder, source, np.array(indices), workers=detector.workers)
-    found = {image.index: image.embedding for image in stream if not isinstance(image, UnreadableImage)}
-    return np.stack([found[i] for i in indices])
 
 
 def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarray]:

@@ -29,8 +29,7 @@ from anomalib_lite import persistence
 from anomalib_lite.calibration import drift
 from anomalib_lite.detector import Detector
 from anomalib_lite.diagnostics import near_duplicates
-from anomalib_lite.embedding.streaming import embed_source
-from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
 from anomalib_lite.plotting.maps import TRAINING, plot_embedding_map
@@ -229,10 +228,12 @@ def _figures(
 ) -> str:
     drawn: list[tuple[str, Callable[[], Figure], str]] = []
     duplicates = ""
-    vectors, rows = _vectors(detector, source, scores.ids)
+    position = {name: i for i, name in enumerate(source.ids)}
+    scored = np.array([position[name] for name in scores.ids])
+    vectors, _ = embed_whole(detector.embedder, source, scored, workers=detector.workers)
     if training is not None:
-        others, trained = _vectors(detector, training, [])
-        pairs = near_duplicates(others, trained, vectors, rows)
+        others, kept = embed_whole(detector.embedder, training, workers=detector.workers)
+        pairs = near_duplicates(others, [training.ids[i] for i in kept], vectors, scores.ids)
         if pairs:
             shown = "".join(f"<li>{html.escape(p.second)} and {html.escape(p.first)}</li>" for p in pairs[:20])
             more = f"<p>and {len(pairs) - 20} more</p>" if len(pairs) > 20 else ""
@@ -292,17 +293,6 @@ def _figure(name: str, figure: Figure, caption: str) -> str:
         f'<figure class="{kind}"><img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
         f"<figcaption>{html.escape(text)}</figcaption></figure>"
     )
-
-
-def _vectors(detector: Detector, source: ImageSource, ids: list[str]) -> tuple[np.ndarray, list[str]]:
-    """One vector per image (n, d) of those named, or of all that can be read, and their names."""
-    position = {name: i for i, name in enumerate(source.ids)}
-    indices = np.array([position[name] for name in ids] if ids else range(len(source)), dtype=np.int64)
-    embedder = detector.embedder.at_level("global")
-    stream = embed_source(embedder, source, indices, workers=detector.workers)
-    found = {image.index: image.embedding for image in stream if not isinstance(image, UnreadableImage)}
-    kept = [int(i) for i in indices if int(i) in found]
-    return np.stack([found[i] for i in kept]), [source.ids[i] for i in kept]
 
 
 def _as_script_json(data: Any) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from anomalib_lite import Detector, diagnostics, make_metal_nut
-from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source
+from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source, embed_whole
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.plotting.curves import plot_score_histogram
 from anomalib_lite.plotting.diagnostics import plot_explained_variance
@@ -38,15 +38,7 @@ def main() -> None:
         variance = diagnostics.explained_variance(rows[::7])
         plot_explained_variance(variance).savefig(PICTURES / "variance.png")
 
-        whole = detector.embedder.at_level("global")
-        vectors = [
-            image.rows
-            for source in (data.train, data.test)
-            for image in sorted(
-                (one for one in embed_source(whole, source, np.arange(len(source))) if isinstance(one, EmbeddedImage)),
-                key=lambda one: one.index,
-            )
-        ]
+        vectors = [embed_whole(detector.embedder, source)[0] for source in (data.train, data.test)]
         placed = Projector("umap").fit(np.concatenate(vectors))
         kinds = [TRAINING] * len(data.train) + list(data.kinds)
         alarms = [False] * len(data.train) + scores.alarms.tolist()

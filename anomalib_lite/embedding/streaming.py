@@ -71,6 +71,28 @@ def embed_source(
         yield from _embedded(embedder, batch)
 
 
+def embed_whole(
+    embedder: Embedder, source: ImageSource, indices: np.ndarray | None = None, *, workers: int | None = None
+) -> tuple[np.ndarray, list[int]]:
+    """One vector per image, whatever the embedder's own level.
+
+    Parameters
+    ----------
+    indices : (n,), optional
+        Images wanted; default: all.
+
+    Returns
+    -------
+    vectors : float32 (m, d), of the images that can be read, in the order asked for
+    kept : their indices
+    """
+    wanted = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
+    stream = embed_source(embedder.at_level("global"), source, wanted, workers=workers)
+    found = {image.index: image.embedding for image in stream if not isinstance(image, UnreadableImage)}
+    kept = [index for index in wanted.tolist() if index in found]
+    return np.stack([found[index] for index in kept]), kept
+
+
 def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
     embeddings = embedder.embed(np.stack([image.pixels for image in batch]))
     for image, embedding in zip(batch, embeddings, strict=True):

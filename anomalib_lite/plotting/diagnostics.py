@@ -17,6 +17,7 @@ from anomalib_lite.plotting.style import (
     legend,
     logarithmic,
     new_figure,
+    shortened,
     whole_numbers,
 )
 
@@ -119,14 +120,10 @@ def plot_suspicious(result: Suspicious, most: int = 8) -> Figure:
             ranks[result.outlying], result.scores[result.outlying], "s", color=ALARM, markersize=4, label="far out"
         )
     axis.axhline(result.limit, color=ALARM, linestyle="--", linewidth=1, label="limit of far outliers")
-    named = [_tail(name) for name in result.ids[:most]]
+    named = [shortened(name) for name in result.ids[:most]]
     text = "\n".join(f"{rank}. {name}" for rank, name in enumerate(named, start=1))
     axis.text(0.98, 0.96, text, fontsize=TEXT - 1, transform=axis.transAxes, ha="right", va="top")
     axis.set_ylim(bottom=0)
     label(axis, "training images, least like the others first", "score, as if unseen", "Suspicious training images")
     legend(axis, loc="lower left")
     return figure
-
-
-def _tail(name: str, most: int = 32) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.plotting.style import TEXT, axes_of, new_figure
+from anomalib_lite.plotting.style import TEXT, axes_of, new_figure, shortened
 from anomalib_lite.results import Scores
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
@@ -77,7 +77,7 @@ def plot_anomaly_map(scores: Scores, i: int, images: Any) -> Figure:
         for colour, width in (("black", 2.4), ("white", 1.0)):
             right.contour(anomaly_map, levels=[scores.threshold], colors=colour, linewidths=width)
     verdict = "alarm" if scores.alarms[i] else "good"
-    left.set_title(_short(scores.ids[i]), fontsize=TEXT, loc="left")
+    left.set_title(shortened(scores.ids[i]), fontsize=TEXT, loc="left")
     right.set_title(f"{verdict}: score {scores.scores[i]:.3g}, p = {scores.p_values[i]:.3g}", fontsize=TEXT, loc="left")
     bar = figure.colorbar(_scale_mappable(*scores.map_scale), ax=right, shrink=0.8)
     bar.set_label(f"patch score (line: {scores.threshold:.3g})", fontsize=TEXT)
@@ -139,7 +139,7 @@ def contact_sheet(
         pixels = source.read(position[scores.ids[i]])
         above, below = axes[2 * (place // columns), place % columns], axes[2 * (place // columns) + 1, place % columns]
         above.imshow(pixels)
-        above.set_title(f"{_short(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
+        above.set_title(f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
         below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
         verdict = f"alarm, p = {scores.p_values[i]:.3g}" if scores.alarms[i] else f"good, p = {scores.p_values[i]:.3g}"
         below.set_title(verdict, fontsize=7)
@@ -166,7 +166,3 @@ def _file_name(image_id: str, used: set[str]) -> str:
         name, number = f"{base}_{number}", number + 1
     used.add(name.casefold())
     return name
-
-
-def _short(image_id: str) -> str:
-    return image_id if len(image_id) <= 24 else "…" + image_id[-23:]

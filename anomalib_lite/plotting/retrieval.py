@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure
+from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure, shortened
 from anomalib_lite.results import Scores
 
 _CONTEXT = 3.0  # a crop shows this many patches either way
@@ -36,10 +36,10 @@ def plot_retrieval(scores: Scores, i: int, images: Any, training_images: Any) ->
     query, good = _read(images, scores.ids[i]), _read(training_images, nearest.train_id)
     figure = new_figure(height=2.3)
     axes = axes_of(figure, 1, 4)
-    _whole(axes[0], query, nearest.box, ALARM, f"{_short(scores.ids[i])}\nscore {scores.scores[i]:.3g}")
+    _whole(axes[0], query, nearest.box, ALARM, f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.3g}")
     _close(axes[1], query, nearest.box, ALARM, "unlike anything seen")
     _close(axes[2], good, nearest.train_box, COLOURS[0], f"the closest is this\n(distance {nearest.distance:.3g})")
-    _whole(axes[3], good, nearest.train_box, COLOURS[0], f"{_short(nearest.train_id)}\ngood, from training")
+    _whole(axes[3], good, nearest.train_box, COLOURS[0], f"{shortened(nearest.train_id)}\ngood, from training")
     return figure
 
 
@@ -80,7 +80,3 @@ def _finish(axis: Axes, title: str) -> None:
     axis.set_yticks([])
     axis.spines[:].set_visible(False)
     axis.set_title(title, fontsize=TEXT - 1)
-
-
-def _short(name: str, most: int = 24) -> str:
-    return name if len(name) <= most else "…" + name[1 - most :]

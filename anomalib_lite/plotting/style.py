@@ -62,3 +62,8 @@ def label(axis: Axes, x: str, y: str, title: str = "") -> None:
 def legend(axis: Axes, **options: Any) -> None:
     """A legend without a frame, in small text."""
     axis.legend(fontsize=TEXT - 1, frameon=False, **options)
+
+
+def shortened(name: str, most: int = 24) -> str:
+    """The end of a name that is too long for a title: ends differ, beginnings are folders."""
+    return name if len(name) <= most else "…" + name[1 - most :]
