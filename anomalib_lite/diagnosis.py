@@ -226,7 +226,10 @@ def diagnose(images: Any, **parameters: Any) -> Diagnosis:
         suspicious=diagnostics.suspicious(ids, [scores[i] for i in indices]),
         near_duplicates=diagnostics.near_duplicates(rows, ids),
         calibration=detector.fitted_.calibration.explain(),
-        sizes=Counter((int(h), int(w)) for h, w in detector.train_sizes_[indices]).most_common(),
+        # Of rotated copies, which follow each other, the first is the image as it is.
+        sizes=Counter(
+            (int(h), int(w)) for h, w in detector.train_sizes_[np.array(indices) * detector.rotations]
+        ).most_common(),
         elbow=attempt("elbow", lambda: diagnostics.elbow(rows, random_state=seed)),
         silhouette=attempt("silhouette", lambda: diagnostics.silhouette(rows, random_state=seed)),
         k_distance=distances,

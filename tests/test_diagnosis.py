@@ -65,6 +65,13 @@ def test_images_of_another_size_are_told(tmp_path):
     assert [entry.id for entry in found.unreadable] == ["broken.png"]
 
 
+def test_rotated_copies_do_not_mix_up_the_sizes(tmp_path):
+    for i, image in enumerate(parts(6)):
+        Image.fromarray(image).resize((64, 48) if i == 5 else (64, 64)).save(tmp_path / f"{i}.png")
+    found = diagnose(tmp_path, image_size=64, rotations=2)
+    assert found.sizes == [((64, 64), 5), ((48, 64), 1)]
+
+
 def test_three_images_leave_most_parts_out_and_say_so():
     found = diagnose(parts(3), image_size=64)
     assert found.elbow is found.silhouette is found.map is None
