@@ -21,6 +21,12 @@ _HOME = {
     "score": "detector",
     "NoGoodImagesError": "fitting",
     "evaluate": "evaluation",
+    "compare": "supervised.comparison",
+    "Comparison": "supervised.comparison",
+    "Classifier": "supervised.classifier",
+    "Segmenter": "supervised.segmenter",
+    "open_labelled": "supervised.labelled",
+    "LabelledDataError": "supervised.labelled",
     "diagnose": "diagnosis",
     "write_report": "report",
     "Scores": "results",
@@ -42,24 +48,30 @@ _HOME = {
 __all__ = [
     "PCA",
     "Calibration",
+    "Classifier",
+    "Comparison",
     "DBSCANScorer",
     "Detector",
     "Evaluation",
     "KMeansScorer",
     "KNNScorer",
+    "LabelledDataError",
     "ModelFileError",
     "NoGoodImagesError",
     "Scores",
+    "Segmenter",
     "SubspaceScorer",
     "UnreadableImageError",
     "WeightsError",
     "__version__",
+    "compare",
     "diagnose",
     "download",
     "evaluate",
     "fit",
     "greedy_k_center",
     "make_metal_nut",
+    "open_labelled",
     "score",
     "write_report",
 ]
@@ -79,6 +91,10 @@ if TYPE_CHECKING:
     from anomalib_lite.report import write_report
     from anomalib_lite.results import Evaluation, Scores
     from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center
+    from anomalib_lite.supervised.classifier import Classifier
+    from anomalib_lite.supervised.comparison import Comparison, compare
+    from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
+    from anomalib_lite.supervised.segmenter import Segmenter
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,15 @@ def _number_or_word(text: str) -> int | float | str:
     return text
 
 
+def _counts(text: str) -> list[int]:
+    if text.strip().lower() in ("", "none"):
+        return []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--few-labels {text}: give numbers separated by commas, or none") from None
+
+
 # The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
 # on, so the defaults are the library's.
 _DETECTOR_FLAGS: dict[str, Any] = {
@@ -230,6 +239,75 @@ def report(
     write_report(detector, source, output, training_images=good, scores=scores)
     typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
     _finish(scores.unreadable, strict)
+
+
+@app.command()
+def compare(
+    dataset: Annotated[Path, typer.Argument(help="labelled folder: MVTec AD layout, or one folder per class")],
+    models: Annotated[
+        str | None, typer.Option(help="comma-separated, such as cnn,linear@resnet18,unet,knn [default: all]")
+    ] = None,
+    seeds: Annotated[int, typer.Option(help="divisions into halves, and trainings on each")] = 3,
+    epochs: Annotated[int | None, typer.Option(help="of every training, at most [default: 40]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for tables and figures")] = None,
+    backbone: Annotated[str, typer.Option(help="of models that name none behind @")] = "builtin",
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="folder of local weights, <backbone>*.pth or .safetensors")
+    ] = None,
+    leave_one_out: Annotated[bool, typer.Option(help="train again without each kind of defect")] = True,
+    few_labels: Annotated[
+        str, typer.Option(help="numbers of labelled defects to train with, comma-separated, or none")
+    ] = "2,5,10,20,40",
+    study_seeds: Annotated[int, typer.Option(help="seeds of these two studies")] = 1,
+    good: Annotated[str | None, typer.Option(help="class of good images [default: good, ok or normal]")] = None,
+    image_size: Annotated[int | None, typer.Option(help="side in pixels, of models without a backbone")] = None,
+    grey: Annotated[bool, typer.Option("--grey", help="supervised models see no colour")] = False,
+    horizontal_flip: Annotated[
+        bool, typer.Option("--horizontal-flip", help="mirror training images, where that is no defect")
+    ] = False,
+    false_alarm_rate: Annotated[float, typer.Option(help="of the detectors")] = 0.01,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="folder to keep results in as they come, and to go on from")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16")] = "auto",
+    as_json: _Json = False,
+    strict: _Strict = False,
+) -> None:
+    """Put supervised models and detectors on the same held-out half of a labelled folder."""
+    from anomalib_lite.embedding.weights import weights_in
+    from anomalib_lite.supervised.comparison import compare as run
+    from anomalib_lite.supervised.labelled import open_labelled
+
+    images = open_labelled(dataset, good=good)
+    comparison = run(
+        images,
+        models=None if models is None else models.split(","),
+        seeds=seeds,
+        epochs=epochs,
+        backbone=backbone,
+        weights={} if weights_dir is None else weights_in(weights_dir),
+        leave_one_out=leave_one_out,
+        few_labels=_counts(few_labels),
+        study_seeds=study_seeds,
+        image_size=image_size,
+        grey=grey,
+        horizontal_flip=horizontal_flip,
+        false_alarm_rate=false_alarm_rate,
+        checkpoints=checkpoints,
+        device=device,
+        dtype=dtype,
+        progress=True,
+    )
+    if output is not None:
+        typer.echo(f"{len(comparison.save(output, images))} files in {output}", err=True)
+    typer.echo(comparison.to_json() if as_json else comparison.to_markdown())
+    for problem in comparison.problems:
+        typer.echo(f"left out or unpaired: {problem}", err=True)
+    for row in comparison.rows:
+        if row.error:
+            typer.echo(f"{row.name} failed: {row.error}", err=True)
+    _finish(comparison.unreadable, strict)
 
 
 @app.command()

@@ -50,7 +50,7 @@ class Detector:
         (one of another class than those four cannot be saved).
     bank_size, selection, k, trim : see `scoring.KNNScorer`
     n_clusters : int, "silhouette", or "auto"
-        For kmeans. "auto" is 1024 centroids for patches, the silhouette's count for global vectors.
+        For kmeans. "auto" is 1024 centroids for patches, 32 for global vectors.
     eps, min_samples : see `scoring.DBSCANScorer`
     n_components : int, float in (0, 1), None, or "auto"
         PCA before the scorer: components, share of variance, or none. "auto" is 128 for patches, none for global

@@ -1,4 +1,4 @@
-"""A fitted detector as one file: arrays and a JSON manifest in the safetensors format. Never pickle.
+"""A fitted model as one file: arrays and a JSON manifest in the safetensors format. Never pickle.
 
 Opening such a file reads numbers and text and runs nothing. It is written beside its target and moved into
 place, so a full disk or a kill leaves the old model as it was.
@@ -17,14 +17,17 @@ import numpy as np
 FORMAT = "anomalib_lite"
 VERSION = 1  # raised when a file can no longer be read by the code before it
 _MANIFEST = "manifest"
+DETECTOR = "detector"
 
 
 class ModelFileError(ValueError):
-    """A file that is not a detector, is damaged, or was made by a newer version or another backbone."""
+    """A file that is not a model, is damaged, or was made by a newer version or another backbone."""
 
 
-def save_file(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> Path:
-    """Write arrays and manifest to `path`, atomically.
+def save_file(
+    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manifest: dict[str, Any], *, kind: str = DETECTOR
+) -> Path:
+    """Write arrays and manifest to `path`, atomically; `kind` says what they make up.
 
     Raises
     ------
@@ -33,7 +36,7 @@ def save_file(path: str | os.PathLike[str], arrays: dict[str, np.ndarray], manif
     """
     from safetensors.numpy import save
 
-    header = json.dumps({**manifest, "format": FORMAT, "version": VERSION})
+    header = json.dumps({**manifest, "format": FORMAT, "kind": kind, "version": VERSION})
     content = save({key: np.asarray(value, order="C") for key, value in arrays.items()}, {_MANIFEST: header})
     return write_atomically(Path(path), content)
 
@@ -66,7 +69,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def load_file(path: str | os.PathLike[str], *, kind: str = DETECTOR) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read arrays and manifest of a file written by `save_file`.
 
     Raises
@@ -74,7 +77,7 @@ def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
     FileNotFoundError
         If there is no such file.
     ModelFileError
-        If it is not a detector, is damaged, or is of a newer version.
+        If it is no model, is damaged, is of a newer version, or of another kind than asked for.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -87,22 +90,26 @@ def load_file(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelFileError(
-            f"{path.name} is not a model file or is damaged ({error}); detectors are .safetensors files written by "
-            "save()"
+            f"{path.name} is not a model file or is damaged ({error}); models are .safetensors files written by save()"
         ) from error
     try:
         manifest = json.loads(metadata[_MANIFEST])
-        kind, version = manifest["format"], manifest["version"]
+        form, version = manifest["format"], manifest["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ModelFileError(
-            f"{path.name} is a safetensors file but not a detector of {FORMAT}; it has no manifest"
+            f"{path.name} is a safetensors file but not a model of {FORMAT}; it has no manifest"
         ) from error
-    if kind != FORMAT:
-        raise ModelFileError(f"{path.name} is of format {kind!r}, not {FORMAT!r}")
+    if form != FORMAT:
+        raise ModelFileError(f"{path.name} is of format {form!r}, not {FORMAT!r}")
     if not isinstance(version, int) or version > VERSION:
         raise ModelFileError(
             f"{path.name} has format version {version}, this installation reads up to {VERSION}; "
             "update the package with pip install -U anomalib_lite"
+        )
+    stored = manifest.get("kind", DETECTOR)
+    if stored != kind:
+        raise ModelFileError(
+            f"{path.name} holds a {stored}, not a {kind}; open it with {str(stored).capitalize()}.load()"
         )
     return arrays, manifest
 

@@ -14,13 +14,13 @@ FLOORS = [
     ["cli"],
     ["demo", "pretraining"],
     ["report", "diagnosis"],
-    ["evaluation"],
+    ["evaluation", "supervised"],
     ["detector", "plotting"],
     ["storing"],
     ["fitting"],
     ["collecting", "diagnostics", "projection"],
     ["calibration", "scoring", "reduction", "embedding", "metrics", "pixel_metrics"],
-    ["images", "results", "persistence", "hardware", "memory"],
+    ["images", "results", "checkpoints", "persistence", "hardware", "memory"],
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -161,7 +161,7 @@ class TestForeignFiles:
     )
     def test_other_safetensors(self, path, metadata):
         path.write_bytes(save({"weight": np.ones(3)}, metadata))
-        with pytest.raises(ModelFileError, match="is a safetensors file but not a detector of anomalib_lite"):
+        with pytest.raises(ModelFileError, match="is a safetensors file but not a model of anomalib_lite"):
             load_file(path)
 
     def test_other_format(self, path):

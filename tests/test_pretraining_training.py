@@ -98,7 +98,9 @@ class TestLoop:
 
     def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
         self.run(checkpoint=tmp_path / "run.checkpoint")
-        with pytest.raises(ValueError, match=r"run\.checkpoint belongs to a run of 12 steps, not 20; delete it"):
+        with pytest.raises(
+            ValueError, match=r"run\.checkpoint belongs to another training: steps was 12, is 20; delete it"
+        ):
             self.run(steps=20, checkpoint=tmp_path / "run.checkpoint")
 
 

@@ -92,7 +92,7 @@ class Embedder:
             if level == "patch" and backbones.PENULTIMATE in self.layers:
                 raise ValueError("the penultimate layer has one vector per image; use level='global'")
         self._weights = weights
-        network = self._build()
+        network = self.fresh_network()
         self.fingerprint = fingerprint(network)
         network.eval().to(self.device, self.dtype)
         self.network = network.to(memory_format=torch.channels_last)
@@ -101,7 +101,8 @@ class Embedder:
         self._scale = (1 / (255 * deviation)).view(shape).to(self.device)
         self._shift = (mean / deviation).view(shape).to(self.device)
 
-    def _build(self) -> nn.Module:
+    def fresh_network(self) -> nn.Module:
+        """Another copy of the network, float32 and in evaluation mode, to be changed or stored."""
         if self.backbone == BUILTIN:
             return build_builtin(self._weights)
         return backbones.build(self.backbone, self.layers, IMAGENET if self._weights is None else self._weights)
@@ -116,7 +117,7 @@ class Embedder:
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Parameters in use, float32, to be stored with a model; read again, since they may run in bf16 here."""
-        return {key: tensor.numpy() for key, tensor in self._build().state_dict().items()}
+        return {key: tensor.numpy() for key, tensor in self.fresh_network().state_dict().items()}
 
     def describe(self) -> dict[str, object]:
         """What another machine needs to build the same embedder, JSON-able."""
@@ -137,7 +138,7 @@ class Embedder:
         """
         with torch.inference_mode():
             outputs = self.network(self.preprocess(images))
-            pooled = _patches(outputs, self.image_size) if self.level == "patch" else _global(outputs)
+            pooled = _patches(outputs, self.image_size) if self.level == "patch" else pool_whole(outputs)
         return pooled.float().cpu().numpy()
 
     def preprocess(self, images: np.ndarray) -> Tensor:
@@ -168,7 +169,7 @@ def _to_grid(level: Tensor, side: int) -> Tensor:
     return F.interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
 
 
-def _global(outputs: list[Tensor]) -> Tensor:
+def pool_whole(outputs: list[Tensor]) -> Tensor:
     """Mean and standard deviation of every layer over the image, (n, 2 × channels); vectors pass unchanged."""
     pooled: list[Tensor] = []
     for output in outputs:
@@ -176,5 +177,7 @@ def _global(outputs: list[Tensor]) -> Tensor:
             pooled.append(output.float())
             continue
         values = output.float()  # a variance in bf16 would lose its digits
-        pooled += [values.mean(dim=(2, 3)), values.std(dim=(2, 3), correction=0)]
+        # Of a constant channel the root has no slope; the addend gives it one, and is far below rounding elsewhere.
+        deviation = (values.var(dim=(2, 3), correction=0) + 1e-12).sqrt()
+        pooled += [values.mean(dim=(2, 3)), deviation]
     return torch.cat(pooled, dim=1)

@@ -82,6 +82,23 @@ def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tup
     network.load_state_dict(filled, assign=True)
 
 
+def weights_in(folder: Path) -> dict[str, Weights]:
+    """Weights files of a folder by backbone: ``resnet18.pth``, ``vgg16-to-conv3_3.pth``; the first of each by name.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder of weights")
+    found: dict[str, Weights] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".pth", ".pt", ".safetensors"):
+            found.setdefault(path.stem.split("-")[0], path)
+    return found
+
+
 def fingerprint(network: nn.Module) -> str:
     """SHA-256 over names, shapes and values of all parameters: equal if and only if the network computes the same.
 

@@ -83,19 +83,9 @@ class MVTecDataset:
         UnreadableImageError
             If the mask, or the header of the image, cannot be read.
         """
-        image_path, mask_path = self.test.root / self.test.ids[i], self.mask_paths[i]
-        if mask_path is None:
-            if self.labels[i]:
-                raise ValueError(f"{self.test.ids[i]}: defective, but without a mask; ask has_mask first")
-            return np.zeros(size or image_size(image_path), bool)
-        (height, width), (mask_height, mask_width) = image_size(image_path), image_size(mask_path)
-        # Equal aspect ratio up to the pixel that rounding takes when a picture is scaled.
-        if abs(mask_height * width / mask_width - height) > max(1, height / mask_height):
-            raise ValueError(
-                f"{mask_path}: {mask_height} x {mask_width} pixels do not fit the image {image_path} of "
-                f"{height} x {width}; the two have to show the same field (height x width, upright)"
-            )
-        return read_mask(mask_path, size or (height, width))
+        if self.mask_paths[i] is None and self.labels[i]:
+            raise ValueError(f"{self.test.ids[i]}: defective, but without a mask; ask has_mask first")
+        return read_mask_of(self.test.root / self.test.ids[i], self.mask_paths[i], size)
 
     def __repr__(self) -> str:
         return (
@@ -133,7 +123,7 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
     problems = [f"test/{id_}: not in the folder of a kind, left out" for id_ in images if "/" not in id_]
     ids = [id_ for id_ in images if "/" in id_]
     kinds = [id_.split("/")[0] for id_ in ids]
-    mask_paths, unpaired = _pair(root / "ground_truth", ids)
+    mask_paths, unpaired = pair_masks(root / "ground_truth", ids)
     return MVTecDataset(
         root=root,
         name=root.resolve().name,
@@ -144,6 +134,28 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
         mask_paths=mask_paths,
         pairing_problems=problems + unpaired,
     )
+
+
+def read_mask_of(image: Path, mask: Path | None, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Read the mask of an image, bool (H, W), all False where `mask` is None; at the image's size or the one given.
+
+    Raises
+    ------
+    ValueError
+        If the mask has another aspect ratio than the image.
+    UnreadableImageError
+        If the mask, or the header of the image, cannot be read.
+    """
+    if mask is None:
+        return np.zeros(size or image_size(image), bool)
+    (height, width), (mask_height, mask_width) = image_size(image), image_size(mask)
+    # Equal aspect ratio up to the pixel that rounding takes when a picture is scaled.
+    if abs(mask_height * width / mask_width - height) > max(1, height / mask_height):
+        raise ValueError(
+            f"{mask}: {mask_height} x {mask_width} pixels do not fit the image {image} of "
+            f"{height} x {width}; the two have to show the same field (height x width, upright)"
+        )
+    return read_mask(mask, size or (height, width))
 
 
 def _wrong_layout(root: Path) -> str:
@@ -159,8 +171,8 @@ def _wrong_layout(root: Path) -> str:
     return text
 
 
-def _pair(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[str]]:
-    """Find the mask of each image, and list what is left over on both sides."""
+def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[str]]:
+    """Find the mask of each test image (``kind/name.png``), and list what is left over on both sides."""
     masks = list_images(ground_truth) if ground_truth.is_dir() else []
     by_stem: dict[str, list[str]] = {}
     for mask in masks:

@@ -17,6 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
 from anomalib_lite.images.sources import open_source
@@ -82,6 +85,50 @@ def plot_anomaly_map(scores: Scores, i: int, images: Any) -> Figure:
     bar = figure.colorbar(_scale_mappable(*scores.map_scale), ax=right, shrink=0.8)
     bar.set_label(f"patch score (line: {scores.threshold:.3g})", fontsize=TEXT)
     bar.ax.tick_params(labelsize=TEXT - 1)
+    return figure
+
+
+def plot_masks(
+    pixels: Sequence[np.ndarray],
+    predicted: Sequence[np.ndarray],
+    actual: Sequence[np.ndarray | None],
+    titles: Sequence[str],
+    *,
+    columns: int = 4,
+) -> Figure:
+    """Predicted masks tinted over their images, with the outline of the true ones.
+
+    Parameters
+    ----------
+    pixels : uint8 (H, W, 3) each
+    predicted, actual : bool (H, W) each, True where defective; None where the truth is not known
+    titles : one per image
+    """
+    columns = max(1, min(columns, len(pixels)))
+    lines = max(1, -(-len(pixels) // columns))
+    figure = new_figure(width=max(3.0, 1.6 * columns), height=1.85 * lines + 0.3)
+    axes = axes_of(figure, lines, columns)
+    for axis in axes:
+        axis.set_axis_off()
+    for axis, image, said, truth, title in zip(axes, pixels, predicted, actual, titles, strict=False):
+        tinted = np.where(said[..., None], 0.45 * image + 0.55 * np.array([230, 159, 0]), image)
+        axis.imshow(np.round(tinted).astype(np.uint8))
+        if truth is not None and truth.any() and not truth.all():
+            for colour, width in (("black", 2.2), ("white", 1.0)):
+                axis.contour(truth, levels=[0.5], colors=colour, linewidths=width)
+        axis.set_title(shortened(title), fontsize=TEXT - 1)
+    handles = [
+        Patch(facecolor=(0.9, 0.62, 0.0, 0.55), label="predicted"),
+        Line2D(
+            [],
+            [],
+            color="white",
+            linewidth=1.0,
+            path_effects=[Stroke(linewidth=2.4, foreground="black"), Normal()],
+            label="true",
+        ),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=TEXT - 1, frameon=False)
     return figure
 
 

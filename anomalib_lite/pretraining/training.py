@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from anomalib_lite.checkpoints import load_checkpoint, save_checkpoint
 from anomalib_lite.pretraining.optimizer import optimizers
 
 Batch = Callable[[int], Any]
@@ -37,10 +37,9 @@ def train(
     averaged = copy.deepcopy(network).eval()
     parts = optimizers(network, lr, optimizer)
     begin, seconds = 0, 0.0
-    if checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, weights_only=True)
-        if state["steps"] != steps:
-            raise ValueError(f"{checkpoint} belongs to a run of {state['steps']} steps, not {steps}; delete it")
+    run = {"steps": steps}
+    state = load_checkpoint(checkpoint, run)
+    if state is not None:
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         for part, saved in zip(parts, state["optimizers"], strict=True):
@@ -67,15 +66,12 @@ def train(
             if checkpoint is not None:
                 state = {
                     "step": step + 1,
-                    "steps": steps,
                     "seconds": seconds,
                     "network": network.state_dict(),
                     "averaged": averaged.state_dict(),
                     "optimizers": [part.state_dict() for part in parts],
                 }
-                partial = checkpoint.with_suffix(".part")
-                torch.save(state, partial)
-                os.replace(partial, checkpoint)
+                save_checkpoint(checkpoint, state, run)
             if report is not None:
                 report(step + 1, recent, averaged, seconds)
     return averaged

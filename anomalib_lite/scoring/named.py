@@ -46,8 +46,8 @@ def make_scorer(
         return KNNScorer(bank_size=bank_size, selection=selection, k=k, trim=trim, random_state=random_state)
     if name == "kmeans":
         if n_clusters == "auto":
-            # Patches of parts are a continuum that many centroids tile; whole images fall into few groups.
-            n_clusters = 1024 if level == "patch" else "silhouette"
+            # Parts are a continuum that many centroids tile: elbow and silhouette pick fewer, and detect less well.
+            n_clusters = 1024 if level == "patch" else 32
         return KMeansScorer(n_clusters=n_clusters, random_state=random_state)
     if name == "dbscan":
         return DBSCANScorer(eps=eps, min_samples=min_samples, random_state=random_state)

@@ -1,0 +1,13 @@
+"""The labelled comparison: what the supervised classics reach on the same images, and what they need for it.
+
+- `labelled`: a folder of classes or in MVTec layout; ids, kinds, masks
+- `splitting`: training, validation and test, near-duplicates kept together
+- `cached`: every image decoded, and embedded, once; `batches`: as tensors
+- `augmentation`: turned, shifted, brighter copies, made while training
+- `networks`, `unet`: what is trained
+- `training`: the one loop that trains them all
+- `classifier`, `segmenter`: fit, predict, save, load
+- `outcome`: accuracy, confusion, per-class figures, misclassified samples
+- `contestants`: who takes part in a comparison, supervised and unsupervised
+- `comparison`: all of them on one held-out half; `ledger`, `summaries`, `standings`: what is kept, counted and shown
+"""

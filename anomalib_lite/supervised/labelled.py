@@ -1,0 +1,195 @@
+"""Labelled images: a folder in; the kind of every image, and its mask where there is one, out.
+
+Two layouts. In that of MVTec AD, what lies in ``train`` is for training and ``test/<kind>`` is to be divided. Otherwise
+every folder is a class. Nothing is decoded here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from anomalib_lite.images.mvtec import pair_masks, read_mask_of
+from anomalib_lite.images.sources import SUFFIXES, FolderSource, list_images
+
+GOOD_NAMES = ("good", "ok", "normal")
+"""Folder names taken for the good class when none is named."""
+
+
+class LabelledDataError(ValueError):
+    """Labels that nothing can be learnt from: one class only, an empty class, a mask that does not fit."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Images with a kind each.
+
+    Attributes
+    ----------
+    root : Path
+    ids : list of str
+        Paths relative to `root`.
+    kinds : list of str
+        Per image the name of its class.
+    good : str or None
+        The class of good images; None if no folder is called so.
+    for_training : bool (n,)
+        Lies in the layout's ``train``, so it may not be tested on.
+    mask_paths : list of Path or None
+        Per image its mask; None for good images and where there is none.
+    problems : list of str
+        Files left out, and why; masks that do not pair.
+    """
+
+    root: Path
+    ids: list[str]
+    kinds: list[str]
+    good: str | None
+    for_training: np.ndarray
+    mask_paths: list[Path | None]
+    problems: list[str]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @cached_property
+    def source(self) -> FolderSource:
+        """The images, to be read."""
+        return FolderSource(self.root, self.ids)
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the kinds, the good one first."""
+        return sorted(set(self.kinds), key=lambda kind: (kind != self.good, kind))
+
+    @property
+    def defective(self) -> np.ndarray:
+        """(n,) bool: every kind but the good one.
+
+        Raises
+        ------
+        LabelledDataError
+            If no class is known to be the good one.
+        """
+        if self.good is None:
+            raise LabelledDataError(
+                f"{self.root}: which of the classes {', '.join(self.classes)} is good? Name it with good=..., or call "
+                f"its folder {' or '.join(GOOD_NAMES)}"
+            )
+        return np.array([kind != self.good for kind in self.kinds], bool)
+
+    @property
+    def has_mask(self) -> np.ndarray:
+        """(n,) bool: where the defective pixels are known; of good images they are (none)."""
+        return np.array([path is not None for path in self.mask_paths], bool) | ~self.defective
+
+    def read_mask(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Mask of image `i` as bool (H, W), at the size of the image or the one given (h, w).
+
+        Raises
+        ------
+        LabelledDataError
+            If the image is defective and has no mask, or the mask does not fit it.
+        UnreadableImageError
+            If the mask cannot be read.
+        """
+        if not self.has_mask[i]:
+            raise LabelledDataError(f"{self.ids[i]}: defective, but without a mask; add one, or leave the image out")
+        try:
+            return read_mask_of(self.root / self.ids[i], self.mask_paths[i], size)
+        except ValueError as error:
+            if type(error) is not ValueError:
+                raise  # UnreadableImageError says enough
+            raise LabelledDataError(str(error)) from error
+
+
+def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) -> LabelledImages:
+    """Open a folder of labelled images.
+
+    Parameters
+    ----------
+    folder : path
+        In the layout of MVTec AD (``train/good``, ``test/<kind>``, ``ground_truth/<kind>``; ``train`` may hold other
+        kinds as well), or one folder per class.
+    good : str, optional
+        The class of good images; by default the folder called good, ok or normal, if there is one.
+
+    Returns
+    -------
+    LabelledImages
+        Files that are no images, or lie in no class's folder, are listed in its `problems`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such folder.
+    LabelledDataError
+        If there is only one class, a class is empty, or `good` names none.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise FileNotFoundError(f"{root}: no such folder; give one with a folder per class, or in MVTec AD layout")
+    parts = ("train", "test") if (root / "train" / "good").is_dir() else ("",)
+    ids: list[str] = []
+    kinds: list[str] = []
+    for_training: list[bool] = []
+    mask_paths: list[Path | None] = []
+    problems: list[str] = []
+    for part in parts:
+        found = _classes_in(root / part, part)
+        names = [f"{part}/{id_}".lstrip("/") for id_ in found.ids]
+        ids += names
+        kinds += [id_.split("/")[0] for id_ in found.ids]
+        for_training += [part == "train"] * len(names)
+        problems += found.problems
+        if part == "test":
+            masks, unpaired = pair_masks(root / "ground_truth", found.ids)
+            mask_paths += masks
+            problems += unpaired
+        else:
+            mask_paths += [None] * len(names)
+    classes = sorted(set(kinds))
+    if len(classes) < 2:
+        raise LabelledDataError(
+            f"{root}: only the class {classes[0]} is there, and two are needed to tell apart"
+            if classes
+            else f"{root}: no images in folders of classes; put those of each class into a folder of its name"
+        )
+    if good is not None and good not in classes:
+        raise LabelledDataError(f"good={good!r} is none of the classes {', '.join(classes)} in {root}")
+    if good is None:
+        good = next((name for name in classes if name.lower() in GOOD_NAMES), None)
+    return LabelledImages(root, ids, kinds, good, np.array(for_training, bool), mask_paths, problems)
+
+
+@dataclass(frozen=True)
+class _Found:
+    ids: list[str]  # kind/name
+    problems: list[str]
+
+
+def _classes_in(folder: Path, part: str) -> _Found:
+    """Images in the folders of classes, and whatever else lies there."""
+    if not folder.is_dir():
+        return _Found([], [])
+    prefix = f"{part}/" if part else ""
+    images = list_images(folder)
+    filled = {id_.split("/")[0] for id_ in images if "/" in id_}
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not path.name.startswith(".") and path.name not in filled:
+            raise LabelledDataError(
+                f"{path}: a class without images; put images into it ({' '.join(s[1:] for s in SUFFIXES)}) or delete "
+                "the folder"
+            )
+    problems = [f"{prefix}{id_}: in no class's folder, left out" for id_ in images if "/" not in id_]
+    strangers = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in SUFFIXES
+    )
+    problems += [f"{prefix}{name}: not an image by its name, left out" for name in strangers]
+    return _Found([id_ for id_ in images if "/" in id_], problems)
