@@ -43,7 +43,11 @@ def load_checkpoint(path: Path | None, run: dict[str, Any]) -> dict[str, Any] | 
         content = torch.load(path, map_location="cpu", weights_only=True)
         written, state = content["run"], content["state"]
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as a checkpoint ({error}); delete it to begin anew") from error
+        # torch's own text recommends to unpickle whatever it is.
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint: it is damaged, or holds more than tensors and plain values "
+            f"({type(error).__name__}); delete it to begin anew"
+        ) from error
     for key in run:
         if written.get(key) != run[key]:
             raise CheckpointError(

@@ -258,6 +258,9 @@ def compare(
     few_labels: Annotated[
         str, typer.Option(help="numbers of labelled defects to train with, comma-separated, or none")
     ] = "2,5,10,20,40",
+    study_models: Annotated[
+        str | None, typer.Option(help="which of the models take part in these two studies, comma-separated")
+    ] = None,
     study_seeds: Annotated[int, typer.Option(help="seeds of these two studies")] = 1,
     good: Annotated[str | None, typer.Option(help="class of good images [default: good, ok or normal]")] = None,
     image_size: Annotated[int | None, typer.Option(help="side in pixels, of models without a backbone")] = None,
@@ -289,6 +292,7 @@ def compare(
         weights={} if weights_dir is None else weights_in(weights_dir),
         leave_one_out=leave_one_out,
         few_labels=_counts(few_labels),
+        study_models=None if study_models is None else study_models.split(","),
         study_seeds=study_seeds,
         image_size=image_size,
         grey=grey,

@@ -58,7 +58,7 @@ def plot_comparison(rows: Sequence[Any]) -> Figure:
         for kind, (colour, marker, _) in _KINDS.items()
         if any(row.kind == kind for row in known)
     ]
-    legend(axis, handles=handles, loc="lower left")
+    figure.legend(handles=handles, loc="outside upper right", ncols=2, fontsize=TEXT - 1, frameon=False)
     return figure
 
 

@@ -47,8 +47,13 @@ FROZEN = ("bottleneck", "linear")
 DEFECTIVE = "defective"
 _CNN_SIZE = 128
 _KIND = "classifier"
-_RATES = {"bottleneck": 1e-3, "linear": 3e-3, "finetune": 1e-4}
-_FROZEN_RATE_OF_HEAD = 10  # a new layer learns faster than pretrained ones, which have less to learn
+_TRAINING: dict[str, dict[str, Any]] = {
+    "bottleneck": {"schedule": "one-cycle", "epochs": 100, "weight_decay": 0.1},
+    "linear": {"schedule": "one-cycle", "epochs": 100},
+    "finetune": {"learning_rate": 1e-4},
+}
+"""Where a model is trained differently from `TrainingOptions`."""
+_RATE_OF_HEAD = 10  # a new layer learns faster than pretrained ones, which have less to learn
 
 
 class Classifier:
@@ -77,9 +82,13 @@ class Classifier:
     rate_decay : float
         "finetune": every earlier block learns this many times slower (Howard and Ruder 2018).
     dropout : float, for those that have it
+    validation : "auto", "watch" or "learn"
+        What the split's validation images are for: to stop by, or to learn from as well. "auto" learns from them where
+        the backbone is frozen: with few defects the best epoch is a matter of chance, and little can be unlearnt.
     learning_rate : float, optional
-        By default 1e-3 for CNNs and bottleneck, 3e-3 for linear, 1e-4 for finetune (10 times that for its new layer).
-    epochs, batch_size, optimizer, weight_decay, schedule, patience, random_state, progress : see `TrainingOptions`
+        By default 1e-3, and 1e-4 for finetune (10 times that for its new layer).
+    epochs, batch_size, optimizer, weight_decay, schedule, patience, random_state, progress : see `TrainingOptions`; by
+        default 100 epochs of one-cycle with a frozen backbone.
     device, dtype : as for `Embedder`
 
     Attributes
@@ -111,7 +120,7 @@ class Classifier:
         unfreeze_from: str | None = None,
         rate_decay: float = 2.6,
         dropout: float = 0.5,
-        learning_rate: float | None = None,
+        validation: Literal["auto", "watch", "learn"] = "auto",
         device: str = "auto",
         dtype: str = "auto",
         **training: Any,
@@ -120,6 +129,7 @@ class Classifier:
             (model, CLASSIFIERS),
             (imbalance, ("weights", "oversample", "none")),
             (loss, ("auto", "binary", "categorical")),
+            (validation, ("auto", "watch", "learn")),
         ):
             if value not in known:
                 raise ValueError(f"{value!r} is not known here; choose one of {', '.join(known)}")
@@ -139,7 +149,8 @@ class Classifier:
         self.dropout = dropout
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.options = TrainingOptions(learning_rate=learning_rate or _RATES.get(model, 1e-3), **training)
+        self.validation = ("learn" if model in FROZEN else "watch") if validation == "auto" else validation
+        self.options = TrainingOptions(**{**_TRAINING.get(model, {}), **training})
         self.embedder: Embedder | None = None
         if model.startswith("cnn"):
             if image_size is not None and (image_size < 16 or image_size % 8):
@@ -197,6 +208,8 @@ class Classifier:
             parts = split(images, surveyed, random_state=self.options.random_state)
             cache = cache or CachedImages(images, surveyed.readable)
         cache = cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
+        if self.validation == "learn":
+            parts = Split(parts.learning, parts.validation[:0], parts.test)
         classes, numbers = _targets(images, parts, target)
         labels = torch.from_numpy(numbers).to(self.device)
         outputs = 1 if self._is_binary(len(classes)) else len(classes)
@@ -222,7 +235,7 @@ class Classifier:
         groups = None
         if isinstance(network, TransferNetwork):
             rate = self.options.learning_rate
-            groups = list(network.rates(rate, head_rate=_FROZEN_RATE_OF_HEAD * rate, decay=self.rate_decay))
+            groups = list(network.rates(rate, head_rate=_RATE_OF_HEAD * rate, decay=self.rate_decay))
         history = train(
             network,
             step,
@@ -277,6 +290,7 @@ class Classifier:
             "unfreeze_from": self.unfreeze_from,
             "rate_decay": self.rate_decay,
             "dropout": self.dropout,
+            "validation": self.validation,
             "backbone": None if self.embedder is None else self.embedder.describe(),
         }
 
@@ -336,6 +350,7 @@ class Classifier:
                 unfreeze_from=config["unfreeze_from"],
                 rate_decay=config["rate_decay"],
                 dropout=config["dropout"],
+                validation=config["validation"],
                 device=device,
                 dtype=dtype,
             )

@@ -39,8 +39,8 @@ from anomalib_lite.supervised.summaries import (
 )
 from anomalib_lite.supervised.training import TrainingError
 
-STUDIED = ("cnn", "linear", "finetune")
-"""Supervised models that the two studies train again and again, unless models are named: one of each sort."""
+STUDIED = ("cnn", "linear", "finetune", "knn", "subspace-global")
+"""Models that take part in the two studies, which train again and again, unless models are named: one of each sort."""
 
 
 def compare(
@@ -54,6 +54,7 @@ def compare(
     test: float = 0.5,
     leave_one_out: bool = True,
     few_labels: Sequence[int] = (2, 5, 10, 20, 40),
+    study_models: Sequence[str] | None = None,
     study_seeds: int = 1,
     image_size: int | None = None,
     grey: bool = False,
@@ -84,8 +85,10 @@ def compare(
     leave_one_out : bool
         Train again without each kind of defect, where there are two or more.
     few_labels : numbers of labelled defects to train again with; more than there are is left aside, empty for none.
+    study_models : names among `models`, optional
+        Who takes part in these two studies; by default `STUDIED`, or all that `models` names.
     study_seeds : int
-        Seeds of these two studies; they train `STUDIED`, or the supervised models that were named.
+        Seeds of the two studies.
     image_size : int, optional
         Of models without a backbone.
     grey, horizontal_flip : see `Classifier` and `Augmentation`
@@ -120,6 +123,7 @@ def compare(
     )
     if any(contestant.model == UNET for contestant in contestants):
         check_masks(images)
+    studied = _studied(contestants, models, study_models)
     for contestant in contestants:
         contestant.make(settings)
     surveyed = survey(images)
@@ -142,9 +146,7 @@ def compare(
         contestant: [bench.run(contestant, divided[seed], seed, "all") for seed in range(seeds)]
         for contestant in contestants
     }
-    studied = [c for c in contestants if c.kind == "supervised" and (models is not None or c.model in STUDIED)]
-    unsupervised = [c for c in contestants if c.kind == "unsupervised"]
-    study = _Study(bench, divided[:study_seeds], studied, unsupervised)
+    study = _Study(bench, divided[:study_seeds], studied)
     first = {c.name: found[0] for c, found in verdicts.items() if isinstance(found[0], Verdict)}
     return Comparison(
         rows=[comparison_row(contestant, found, images) for contestant, found in verdicts.items()],
@@ -170,6 +172,17 @@ def _contestants(models: Sequence[str] | None, images: LabelledImages, backbone:
     has_masks = any(path is not None for path in images.mask_paths)
     names = [name for name in SUPERVISED if name != UNET or has_masks]
     return [read_contestant(name, backbone) for name in (*names, *UNSUPERVISED)]
+
+
+def _studied(
+    contestants: Sequence[Contestant], models: Sequence[str] | None, named: Sequence[str] | None
+) -> list[Contestant]:
+    names = [contestant.name for contestant in contestants]
+    chosen = list(named) if named is not None else list(STUDIED) if models is None else names
+    strangers = [name for name in named or [] if name not in names]
+    if strangers:
+        raise ValueError(f"study_models: {', '.join(strangers)} is not among the models compared, {', '.join(names)}")
+    return [contestant for contestant in contestants if contestant.name in chosen]
 
 
 @dataclass(frozen=True)
@@ -215,8 +228,17 @@ class _Study:
 
     bench: _Bench
     divided: Sequence[Split]
-    supervised: Sequence[Contestant]
-    unsupervised: Sequence[Contestant]
+    contestants: Sequence[Contestant]
+
+    @property
+    def supervised(self) -> list[Contestant]:
+        """Those whom labels matter to."""
+        return [contestant for contestant in self.contestants if contestant.kind == "supervised"]
+
+    @property
+    def unsupervised(self) -> list[Contestant]:
+        """Those who stand beside them as they are."""
+        return [contestant for contestant in self.contestants if contestant.kind == "unsupervised"]
 
     def without_each_kind(self) -> list[LeftOutRow]:
         images = self.bench.images

@@ -88,7 +88,10 @@ _SCHEDULES = ("plateau", "one-cycle", "constant")
 
 @dataclass
 class History:
-    """Loss and accuracy per epoch, which epoch was best (counted from 1, by validation loss), and the seconds taken."""
+    """Loss and accuracy per epoch, which epoch was best (counted from 1), and the seconds taken.
+
+    The best has the lowest validation loss, or training loss where nothing was kept for validation.
+    """
 
     train_loss: list[float] = field(default_factory=list)
     validation_loss: list[float] = field(default_factory=list)
@@ -99,8 +102,26 @@ class History:
 
     @property
     def curves(self) -> dict[str, list[float]]:
-        """The four curves, for `plotting.curves.plot_training`."""
-        return {name: values for name, values in vars(self).items() if isinstance(values, list)}
+        """Those of the four curves that there are, for `plotting.curves.plot_training`."""
+        return {name: values for name, values in vars(self).items() if isinstance(values, list) and values}
+
+    @property
+    def deciding(self) -> list[float]:
+        """The losses that tell the best epoch."""
+        return self.validation_loss or self.train_loss
+
+    def add(self, learnt: tuple[float, float], watched: tuple[float, float] | None) -> bool:
+        """Note an epoch's loss and accuracy in training and validation; whether it is the best so far."""
+        before = min(self.deciding, default=math.inf)
+        self.train_loss.append(learnt[0])
+        self.train_accuracy.append(learnt[1])
+        if watched is not None:
+            self.validation_loss.append(watched[0])
+            self.validation_accuracy.append(watched[1])
+        if self.deciding[-1] >= before:
+            return False
+        self.best_epoch = len(self.train_loss)
+        return True
 
 
 def train(
@@ -166,25 +187,19 @@ def train(
                 learnt = _epoch(
                     network, step, _order(training, sampling, generator), options, optimizer, generator, schedule
                 )
-            watched = _validate(network, step, validation, options) if len(validation) else learnt
-            if not math.isfinite(learnt[0] + watched[0]):
-                raise TrainingError(
-                    f"{label}: the loss became {learnt[0]} (validation {watched[0]}) in epoch {epoch + 1}; lower "
-                    f"learning_rate (it is {options.learning_rate:g}), or train with dtype='float32'"
-                )
+            watched = _validate(network, step, validation, options) if len(validation) else None
+            _check_finite(label, epoch, learnt, watched, options)
         except TrainingError:
             network.load_state_dict(best)
             raise
-        improved = not history.validation_loss or watched[0] < min(history.validation_loss)
-        for values, value in zip(history.curves.values(), (learnt[0], watched[0], learnt[1], watched[1]), strict=True):
-            values.append(value)
-        waited = 0 if improved else waited + 1
-        if improved:
-            best, history.best_epoch = copy.deepcopy(network.state_dict()), epoch + 1
+        if history.add(learnt, watched):
+            best, waited = copy.deepcopy(network.state_dict()), 0
+        else:
+            waited += 1
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            schedule.step(watched[0])
+            schedule.step(history.deciding[-1])
         history.seconds += time.perf_counter() - start
-        bar.set_postfix(loss=f"{watched[0]:.3f}", accuracy=f"{watched[1]:.3f}")
+        bar.set_postfix(loss=f"{history.deciding[-1]:.3f}")
         if path is not None:
             state = {
                 "network": network.state_dict(),
@@ -257,6 +272,17 @@ def _validate(network: nn.Module, step: Step, positions: np.ndarray, options: Tr
             total += loss.item() * len(chosen)
             right += correct.item() * len(chosen)
     return total / len(positions), right / len(positions)
+
+
+def _check_finite(
+    label: str, epoch: int, learnt: tuple[float, float], watched: tuple[float, float] | None, options: TrainingOptions
+) -> None:
+    losses = [learnt[0]] + ([] if watched is None else [watched[0]])
+    if not all(map(math.isfinite, losses)):
+        raise TrainingError(
+            f"{label}: the loss became {losses[-1] if math.isfinite(losses[0]) else losses[0]} in epoch {epoch + 1}; "
+            f"lower learning_rate (it is {options.learning_rate:g}), or train with dtype='float32'"
+        )
 
 
 def _optimizer(groups: list[tuple[list[nn.Parameter], float]], options: TrainingOptions) -> torch.optim.Optimizer:
