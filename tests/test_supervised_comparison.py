@@ -91,10 +91,15 @@ class TestRows:
 
     def test_each_kind_is_left_out_in_turn(self, compared):
         assert {(row.defect, row.name) for row in compared.left_out} == {
-            (defect, name)
-            for defect in ("bent", "color", "flip", "scratch")
-            for name in ("cnn", "linear", "unet", "knn")
+            (defect, name) for defect in ("bent", "color", "flip", "scratch") for name in ("cnn", "linear", "knn")
         }
+
+    def test_who_takes_part_can_be_said(self, folder):
+        asked = {"seeds": 1, "epochs": 1, "few_labels": [2], "models": ["cnn", "linear", "knn"]}
+        found = compare(folder, study_models=["linear"], **asked)
+        assert {row.name for row in [*found.left_out, *found.few_labels]} == {"linear"}
+        with pytest.raises(ValueError, match="study_models: svm is not among the models compared, cnn, linear, knn"):
+            compare(folder, study_models=["svm"], **asked)
 
     def test_few_labels_are_those_there_are(self, compared):
         assert sorted({row.labels for row in compared.few_labels}) == [2, 4]
@@ -192,6 +197,16 @@ class TestFailures:
         assert found.rows[0].image_auroc_mean is None
         assert found.rows[1].image_auroc_mean > 0.5
         assert "cnn failed: cnn: the loss became nan" in found.to_markdown()
+
+    def test_if_all_fail_it_is_an_error(self, folder, monkeypatch):
+        from anomalib_lite.supervised.training import TrainingError
+
+        def failing(self, *arguments, **keywords):
+            raise TrainingError("the loss became nan in epoch 1")
+
+        monkeypatch.setattr(Contestant, "run", failing)
+        with pytest.raises(TrainingError, match="every model failed, the first with: the loss became nan"):
+            compare(folder, models=["cnn", "knn"], seeds=1, epochs=1)
 
     def test_weights_that_cannot_be_had_stop_it_before_training(self, folder, monkeypatch, tmp_path):
         monkeypatch.setattr(Contestant, "run", lambda *a, **k: pytest.fail("trained"))

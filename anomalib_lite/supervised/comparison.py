@@ -39,8 +39,8 @@ from anomalib_lite.supervised.summaries import (
 )
 from anomalib_lite.supervised.training import TrainingError
 
-STUDIED = ("cnn", "linear", "finetune", "knn", "subspace-global")
-"""Models that take part in the two studies, which train again and again, unless models are named: one of each sort."""
+STUDIED = ("cnn", "bottleneck", "linear", "knn", "subspace")
+"""Models that take part in the two studies unless others are named: they are quick to train again and again."""
 
 
 def compare(
@@ -86,7 +86,7 @@ def compare(
         Train again without each kind of defect, where there are two or more.
     few_labels : numbers of labelled defects to train again with; more than there are is left aside, empty for none.
     study_models : names among `models`, optional
-        Who takes part in these two studies; by default `STUDIED`, or all that `models` names.
+        Who takes part in these two studies; by default those that are quick to train, or all where none is.
     study_seeds : int
         Seeds of the two studies.
     image_size : int, optional
@@ -105,6 +105,8 @@ def compare(
         U-Net takes part and a mask does not fit its image or has none.
     ValueError, WeightsError
         If a model does not exist or cannot be had; before anything is trained.
+    TrainingError
+        If every model failed. One that fails alone becomes a row with the text of its error.
     """
     if seeds < 1 or study_seeds < 0 or any(count < 1 for count in few_labels):
         raise ValueError(f"seeds={seeds}, study_seeds={study_seeds}, few_labels={few_labels}: need 1 or more")
@@ -123,7 +125,7 @@ def compare(
     )
     if any(contestant.model == UNET for contestant in contestants):
         check_masks(images)
-    studied = _studied(contestants, models, study_models)
+    studied = _studied(contestants, study_models)
     for contestant in contestants:
         contestant.make(settings)
     surveyed = survey(images)
@@ -146,6 +148,9 @@ def compare(
         contestant: [bench.run(contestant, divided[seed], seed, "all") for seed in range(seeds)]
         for contestant in contestants
     }
+    failed = [found[0] for found in verdicts.values() if all(isinstance(verdict, str) for verdict in found)]
+    if len(failed) == len(contestants):
+        raise TrainingError(f"every model failed, the first with: {failed[0]}")
     study = _Study(bench, divided[:study_seeds], studied)
     first = {c.name: found[0] for c, found in verdicts.items() if isinstance(found[0], Verdict)}
     return Comparison(
@@ -163,9 +168,8 @@ def compare(
 
 def _contestants(models: Sequence[str] | None, images: LabelledImages, backbone: str) -> list[Contestant]:
     if models is not None:
-        chosen = [
-            read_contestant(name, backbone) for name in dict.fromkeys(name.strip() for name in models if name.strip())
-        ]
+        named = dict.fromkeys(name.strip() for name in models if name.strip())
+        chosen = [read_contestant(name, backbone) for name in named]
         if not chosen:
             raise ValueError("no model named to compare; leave models out for all")
         return chosen
@@ -174,15 +178,15 @@ def _contestants(models: Sequence[str] | None, images: LabelledImages, backbone:
     return [read_contestant(name, backbone) for name in (*names, *UNSUPERVISED)]
 
 
-def _studied(
-    contestants: Sequence[Contestant], models: Sequence[str] | None, named: Sequence[str] | None
-) -> list[Contestant]:
+def _studied(contestants: Sequence[Contestant], named: Sequence[str] | None) -> list[Contestant]:
     names = [contestant.name for contestant in contestants]
-    chosen = list(named) if named is not None else list(STUDIED) if models is None else names
     strangers = [name for name in named or [] if name not in names]
     if strangers:
         raise ValueError(f"study_models: {', '.join(strangers)} is not among the models compared, {', '.join(names)}")
-    return [contestant for contestant in contestants if contestant.name in chosen]
+    if named is not None:
+        return [contestant for contestant in contestants if contestant.name in named]
+    cheap = [contestant for contestant in contestants if contestant.model in STUDIED]
+    return cheap if any(contestant.kind == "supervised" for contestant in cheap) else list(contestants)
 
 
 @dataclass(frozen=True)

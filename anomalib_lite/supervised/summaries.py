@@ -15,6 +15,7 @@ from anomalib_lite.supervised.standings import ComparisonRow, FewLabelsRow, Left
 
 
 def comparison_row(contestant: Contestant, found: Sequence[Verdict | str], images: LabelledImages) -> ComparisonRow:
+    """One contestant over all seeds; a verdict that is a text is the error it failed with."""
     verdicts = [verdict for verdict in found if isinstance(verdict, Verdict)]
     errors = [verdict for verdict in found if isinstance(verdict, str)]
     areas = _spread_of([image_auroc(verdict, images) for verdict in verdicts])
@@ -45,6 +46,8 @@ def left_out_row(
     unseen: Sequence[Verdict | str],
     images: LabelledImages,
 ) -> LeftOutRow:
+    """A kind of defect as judged by those that learnt it and by those that never saw it labelled."""
+
     def figures(found: Sequence[Verdict | str]) -> tuple[tuple[float | None, float | None], float | None]:
         verdicts = [verdict for verdict in found if isinstance(verdict, Verdict)]
         areas = _spread_of([image_auroc(verdict, images, defect) for verdict in verdicts])
@@ -61,13 +64,9 @@ def left_out_row(
 def few_labels_row(
     contestant: Contestant, count: int, found: Sequence[Verdict | str], images: LabelledImages
 ) -> FewLabelsRow:
+    """A contestant that learnt from so many labelled defects, over all seeds."""
     mean, deviation = _spread_of([image_auroc(verdict, images) for verdict in found if isinstance(verdict, Verdict)])
     return FewLabelsRow(contestant.name, contestant.kind, count, mean, deviation)
-
-
-def _kinds(verdict: Verdict, images: LabelledImages) -> np.ndarray:
-    position = {image_id: i for i, image_id in enumerate(images.ids)}
-    return np.array([images.kinds[position[image_id]] for image_id in verdict.ids])
 
 
 def image_auroc(verdict: Verdict, images: LabelledImages, defect: str | None = None) -> float | None:
@@ -80,19 +79,8 @@ def image_auroc(verdict: Verdict, images: LabelledImages, defect: str | None = N
         return None
 
 
-def _recall(verdict: Verdict, images: LabelledImages, defect: str) -> float | None:
-    chosen = _kinds(verdict, images) == defect
-    return float(verdict.alarms[chosen].mean()) if chosen.any() else None
-
-
-def _accuracies(verdict: Verdict, images: LabelledImages) -> tuple[float, float]:
-    """Share judged right, and the mean of the shares of good and of defective images."""
-    defective = _kinds(verdict, images) != images.good
-    right = verdict.alarms == defective
-    return float(right.mean()), float(np.mean([right[part].mean() for part in (defective, ~defective) if part.any()]))
-
-
 def mistakes(verdict: Verdict, images: LabelledImages) -> list[Misclassified]:
+    """Images judged wrong, the surest first; what they are is the name of their kind."""
     kinds = _kinds(verdict, images)
     sure = np.where(verdict.alarms, verdict.confidence, 1 - verdict.confidence)
     wrong = np.flatnonzero(verdict.alarms == (kinds == images.good))
@@ -108,12 +96,30 @@ def mistakes(verdict: Verdict, images: LabelledImages) -> list[Misclassified]:
 
 
 def counts_of(images: LabelledImages, parts: Split) -> dict[str, int]:
+    """Images to learn from and to test on, good and defective."""
     defective = images.defective
     return {
         f"{name}_{label}": int(mask[indices].sum())
         for name, indices in (("learn", parts.learning), ("test", parts.test))
         for label, mask in (("good", ~defective), ("defective", defective))
     }
+
+
+def _kinds(verdict: Verdict, images: LabelledImages) -> np.ndarray:
+    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    return np.array([images.kinds[position[image_id]] for image_id in verdict.ids])
+
+
+def _recall(verdict: Verdict, images: LabelledImages, defect: str) -> float | None:
+    chosen = _kinds(verdict, images) == defect
+    return float(verdict.alarms[chosen].mean()) if chosen.any() else None
+
+
+def _accuracies(verdict: Verdict, images: LabelledImages) -> tuple[float, float]:
+    """Share judged right, and the mean of the shares of good and of defective images."""
+    defective = _kinds(verdict, images) != images.good
+    right = verdict.alarms == defective
+    return float(right.mean()), float(np.mean([right[part].mean() for part in (defective, ~defective) if part.any()]))
 
 
 def _spread_of(values: Sequence[float | None]) -> tuple[float | None, float | None]:

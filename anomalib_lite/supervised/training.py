@@ -31,8 +31,8 @@ Step = Callable[[np.ndarray, torch.Generator | None], tuple[Tensor, Tensor]]
 """Positions (b,) and the generator of training (None when validating) to the mean loss and the share judged right."""
 
 
-class TrainingError(RuntimeError):
-    """A training that cannot go on, such as one whose loss is no number any more."""
+class TrainingError(ValueError):
+    """A training whose settings or data lead nowhere, such as one whose loss is no number any more."""
 
 
 @dataclass(frozen=True)
