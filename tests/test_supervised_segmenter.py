@@ -144,6 +144,20 @@ class TestSaving:
         with pytest.raises(ModelFileError, match="holds a classifier, not a segmenter"):
             Segmenter.load(path)
 
+    @pytest.mark.parametrize(("key", "value"), [("width", 10**6), ("depth", 11), ("image_size", 10**8), ("encoder", 3)])
+    def test_a_file_that_asks_for_what_it_does_not_hold_fills_no_memory(self, fitted, tmp_path, key, value):
+        import json
+
+        from safetensors.numpy import load_file, safe_open, save_file
+
+        path = fitted.save(tmp_path / "s.safetensors")
+        with safe_open(path, framework="numpy") as file:
+            manifest = json.loads(file.metadata()["manifest"])
+        manifest["config"][key] = value
+        save_file(load_file(path), path, {"manifest": json.dumps(manifest)})
+        with pytest.raises(ModelFileError, match=r"s\.safetensors is damaged"):
+            Segmenter.load(path)
+
 
 class TestErrors:
     def test_no_masks_at_all(self, tmp_path, spots):

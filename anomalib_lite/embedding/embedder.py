@@ -28,6 +28,7 @@ Level = Literal["patch", "global"]
 
 # Finer grids cost memory and time with the square and describe pixels rather than parts.
 _FINEST_STRIDE = 8
+LARGEST_SIDE = 4096  # a model file from a stranger must not ask for a picture that fills the memory
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -78,8 +79,7 @@ class Embedder:
         self.backbone = backbone
         self.level = level
         self.image_size = image_size or backbones.default_input_size(backbone)
-        if self.image_size < 32:
-            raise ValueError(f"image_size={self.image_size}; networks need at least 32 pixels")
+        check_image_size(self.image_size)
         self.batch_size = max(1, batch_size)
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
@@ -145,6 +145,12 @@ class Embedder:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         return (pixels * self._scale - self._shift).to(self.dtype).permute(0, 3, 1, 2)
+
+
+def check_image_size(side: int, *, smallest: int = 32) -> None:
+    """Raise ValueError for a side in pixels that no network can see, or that would fill the memory."""
+    if not smallest <= side <= LARGEST_SIDE:
+        raise ValueError(f"image_size={side}; networks take {smallest} to {LARGEST_SIDE} pixels")
 
 
 def standardised(images: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,9 @@ from torch import Tensor, nn
 
 from anomalib_lite import persistence
 from anomalib_lite.embedding.builtin import BUILTIN
-from anomalib_lite.embedding.embedder import Embedder, standardised
+from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
-from anomalib_lite.embedding.weights import StoredWeights, Weights
+from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.hardware import pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
@@ -153,11 +154,10 @@ class Classifier:
         self.options = TrainingOptions(**{**_TRAINING.get(model, {}), **training})
         self.embedder: Embedder | None = None
         if model.startswith("cnn"):
-            if image_size is not None and (image_size < 16 or image_size % 8):
-                raise ValueError(
-                    f"image_size={image_size}: the CNN halves it three times; give a multiple of 8 from 16"
-                )
             self.image_size = image_size or _CNN_SIZE
+            check_image_size(self.image_size, smallest=16)
+            if self.image_size % 8:
+                raise ValueError(f"image_size={self.image_size}: the CNN halves it three times; give a multiple of 8")
         else:
             # Trained parameters have to be float32; passes run in the faster format either way.
             own = "float32" if model == "finetune" else dtype
@@ -354,9 +354,13 @@ class Classifier:
                 device=device,
                 dtype=dtype,
             )
-            network = classifier._empty_network(len(classes), state)
-            network.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
+            # Without memory until the file has turned out to hold parameters of those shapes.
+            with nullcontext() if classifier.embedder else torch.device("meta"):
+                network = classifier._empty_network(len(classes), state)
+            network.load_state_dict(state, assign=classifier.embedder is None)
+        except WeightsError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
             raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error})") from error
         if (
             classifier.embedder is not None

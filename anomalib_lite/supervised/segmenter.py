@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomalib_lite import persistence
-from anomalib_lite.embedding.embedder import Embedder, standardised
+from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.hardware import pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage, load
@@ -134,6 +135,7 @@ class Segmenter:
                 encoder, layers=layers, weights=weights, image_size=image_size, device=device, dtype="float32"
             )
         self.image_size = self.embedder.image_size if self.embedder else image_size or _SIZE
+        check_image_size(self.image_size, smallest=2)
         multiple = 1 << (depth if encoder is None else 5)
         if self.image_size % multiple:
             raise ValueError(
@@ -267,7 +269,6 @@ class Segmenter:
         cls,
         path: str | os.PathLike[str],
         *,
-        weights: Weights | None = None,
         device: str = "auto",
         dtype: str = "auto",
     ) -> Segmenter:
@@ -298,9 +299,11 @@ class Segmenter:
                 device=device,
                 dtype=dtype,
             )
-            network = segmenter._network()
-            network.load_state_dict(state)
-        except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+            # Without memory until the file has turned out to hold parameters of those shapes.
+            with nullcontext() if segmenter.embedder else torch.device("meta"):
+                network = segmenter._network()
+            network.load_state_dict(state, assign=segmenter.embedder is None)
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
             raise ModelFileError(
                 f"{Path(path).name} is damaged: something is missing or malformed in it ({error})"
             ) from error
