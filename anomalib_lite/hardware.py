@@ -52,6 +52,11 @@ def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch
     return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
+def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Passes in `dtype` through parameters kept in float32, as training needs them; float32 changes nothing."""
+    return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Tell whether matrix products in bf16 run on hardware instructions rather than emulated."""
     if device.type == "cuda":

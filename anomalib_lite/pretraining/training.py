@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_lite.checkpoints import load_checkpoint, save_checkpoint
+from anomalib_lite.hardware import autocast
 from anomalib_lite.pretraining.optimizer import optimizers
 
 Batch = Callable[[int], Any]
@@ -53,7 +54,7 @@ def train(
             for group in part.param_groups:
                 group["lr"] = lr * _one_cycle(step / steps)
         network.train()
-        with torch.autocast(device.type, dtype, enabled=dtype is not torch.float32):
+        with autocast(device, dtype):
             loss = loss_of(network, step)
         loss.backward()
         for part in parts:

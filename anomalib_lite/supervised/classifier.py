@@ -18,7 +18,7 @@ from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
-from anomalib_lite.hardware import pick_device, pick_dtype
+from anomalib_lite.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.persistence import ModelFileError
@@ -227,7 +227,7 @@ class Classifier:
 
         def step(chosen: np.ndarray, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
             truth = labels[torch.from_numpy(chosen).to(self.device)]
-            with self._autocast():
+            with autocast(self.device, self.dtype):
                 logits = network(inputs(chosen, generator))
             right = probabilities(logits.detach()).argmax(dim=1) == truth
             return loss_of(logits, truth, weights), right.float().mean()
@@ -440,11 +440,8 @@ class Classifier:
             return
         for indices, pixels in pixel_batches(source, self.image_size, self.options.batch_size, workers, unreadable):
             images = as_images(greyed(pixels) if self.grey else pixels, self.device)
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast(self.device, self.dtype):
                 yield indices, self.network_(standardised(images))
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
 
 def _targets(images: LabelledImages, parts: Split, target: Target) -> tuple[list[str], np.ndarray]:

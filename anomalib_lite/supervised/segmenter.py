@@ -17,7 +17,7 @@ from torch import Tensor
 from anomalib_lite import persistence
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.weights import StoredWeights, Weights
-from anomalib_lite.hardware import pick_device, pick_dtype
+from anomalib_lite.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage, load
 from anomalib_lite.images.sources import open_source
 from anomalib_lite.persistence import ModelFileError
@@ -186,7 +186,7 @@ class Segmenter:
             if generator is not None and self.augmentation is not None:
                 inputs, truth = self.augmentation(inputs, generator, truth)
             assert truth is not None
-            with self._autocast():
+            with autocast(self.device, self.dtype):
                 logits = network(standardised(inputs))
             right = ((logits.detach() > 0) == (truth > 0.5)).float().mean()
             return segmentation_loss(logits, truth), right
@@ -233,7 +233,7 @@ class Segmenter:
                 unreadable.append(image)
                 continue
             pixels = greyed(image.pixels) if self.grey else image.pixels
-            with torch.inference_mode(), self._autocast():
+            with torch.inference_mode(), autocast(self.device, self.dtype):
                 logits = self.network_(standardised(as_images(pixels[None], self.device)))
             maps.append(torch.sigmoid(logits.float())[0, 0].cpu().numpy())
             ids.append(image.id)
@@ -323,9 +323,6 @@ class Segmenter:
     def _require_fitted(self) -> None:
         if not hasattr(self, "network_"):
             raise RuntimeError("this segmenter is not fitted yet; call fit() or load() first")
-
-    def _autocast(self) -> Any:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not torch.float32)
 
 
 def check_masks(images: LabelledImages) -> None:
