@@ -264,6 +264,7 @@ def compare(
     study_seeds: Annotated[int, typer.Option(help="seeds of these two studies")] = 1,
     good: Annotated[str | None, typer.Option(help="class of good images [default: good, ok or normal]")] = None,
     image_size: Annotated[int | None, typer.Option(help="side in pixels, of models without a backbone")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="images per step of training [default: 16, unet 8]")] = None,
     grey: Annotated[bool, typer.Option("--grey", help="supervised models see no colour")] = False,
     horizontal_flip: Annotated[
         bool, typer.Option("--horizontal-flip", help="mirror training images, where that is no defect")
@@ -295,6 +296,7 @@ def compare(
         study_models=None if study_models is None else study_models.split(","),
         study_seeds=study_seeds,
         image_size=image_size,
+        batch_size=batch_size,
         grey=grey,
         horizontal_flip=horizontal_flip,
         false_alarm_rate=false_alarm_rate,

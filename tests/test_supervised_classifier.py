@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from anomalib_lite import Classifier, Detector, fit
+from anomalib_lite.embedding.backbones import BACKBONES
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.supervised.augmentation import Augmentation
@@ -72,6 +73,15 @@ class TestLearning:
         assert widths == [1, 2]
         with pytest.raises(ValueError, match="loss='binary' tells two classes apart, and there are 3"):
             Classifier("linear", loss="binary", **SMALL).fit(colours, parts)
+
+    @pytest.mark.parametrize("backbone", sorted(set(BACKBONES) - {"resnet50", "wide_resnet50_2"}))
+    @pytest.mark.parametrize("model", ["linear", "finetune"])
+    def test_every_backbone_carries_a_head(self, colours, parts, model, backbone):
+        options = {"weights": "random", "image_size": 96, "epochs": 1, "dtype": "float32"}
+        classifier = Classifier(model, backbone=backbone, **options).fit(colours, parts)
+        predictions = classifier.predict([colours.root / colours.ids[i] for i in parts.test])
+        assert np.isfinite(predictions.probabilities).all()
+        assert predictions.probabilities.std(axis=0).max() > 0
 
     def test_a_seed_decides(self, colours, parts):
         first, again, other = (

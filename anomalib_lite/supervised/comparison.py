@@ -57,6 +57,7 @@ def compare(
     study_models: Sequence[str] | None = None,
     study_seeds: int = 1,
     image_size: int | None = None,
+    batch_size: int | None = None,
     grey: bool = False,
     horizontal_flip: bool = False,
     false_alarm_rate: float = 0.01,
@@ -91,6 +92,8 @@ def compare(
         Seeds of the two studies.
     image_size : int, optional
         Of models without a backbone.
+    batch_size : int, optional
+        Of trainings.
     grey, horizontal_flip : see `Classifier` and `Augmentation`
     false_alarm_rate : float, of the detectors
     good : str, optional
@@ -117,6 +120,7 @@ def compare(
         weights=weights or {},
         epochs=epochs,
         image_size=image_size,
+        batch_size=batch_size,
         grey=grey,
         horizontal_flip=horizontal_flip,
         false_alarm_rate=false_alarm_rate,
@@ -137,6 +141,7 @@ def compare(
         "epochs": epochs,
         "test": test,
         "image_size": image_size,
+        "batch_size": batch_size,
         "grey": grey,
         "horizontal_flip": horizontal_flip,
         "false_alarm_rate": false_alarm_rate,

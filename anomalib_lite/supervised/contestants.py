@@ -42,6 +42,7 @@ class Settings:
     weights: Mapping[str, Weights] = field(default_factory=dict)
     epochs: int | None = None
     image_size: int | None = None
+    batch_size: int | None = None
     grey: bool = False
     horizontal_flip: bool = False
     false_alarm_rate: float = 0.01
@@ -159,7 +160,8 @@ class Contestant:
                 **shared,
             )
         shared |= {"grey": settings.grey, "progress": settings.progress}
-        shared |= {} if settings.epochs is None else {"epochs": settings.epochs}
+        asked = {"epochs": settings.epochs, "batch_size": settings.batch_size}
+        shared |= {name: value for name, value in asked.items() if value is not None}
         changes = Augmentation(horizontal_flip=settings.horizontal_flip)
         if self.model == UNET:
             size = None if self.backbone else settings.image_size
