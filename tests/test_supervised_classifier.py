@@ -109,11 +109,13 @@ class TestLearning:
         classifier = Classifier("linear", imbalance=imbalance, **{**SMALL, "epochs": 20}).fit(colours, rare)
         assert np.isfinite(classifier.history_.train_loss).all()
 
-    def test_frozen_backbones_learn_from_validation_images_too(self, colours, parts):
-        frozen = Classifier("linear", **SMALL).fit(colours, parts)
-        assert len(frozen.split_.train) == len(parts.learning)
-        assert frozen.history_.validation_loss == []
-        watching = Classifier("linear", validation="watch", **SMALL).fit(colours, parts)
+    @pytest.mark.parametrize("model", ["cnn", "linear"])
+    def test_validation_images_are_learnt_from_or_watched(self, colours, parts, model):
+        learning = Classifier(model, **SMALL).fit(colours, parts)
+        assert len(learning.split_.train) == len(parts.learning)
+        assert learning.history_.validation_loss == []
+        watching = Classifier(model, validation="watch", **SMALL).fit(colours, parts)
+        assert len(watching.split_.train) == len(parts.train)
         assert len(watching.history_.validation_loss) == 2
 
     def test_resumes_from_a_checkpoint(self, colours, parts, tmp_path):
@@ -139,7 +141,7 @@ class TestLearning:
         finally:
             training.save_checkpoint = original
         resumed = Classifier("cnn-augmented", **{**SMALL, "epochs": 4}).fit(colours, parts, checkpoint=tmp_path / "c")
-        assert resumed.history_.validation_loss == whole.history_.validation_loss
+        assert resumed.history_.train_loss == whole.history_.train_loss
 
 
 class TestPredicting:
@@ -248,7 +250,7 @@ class TestErrors:
         good = np.flatnonzero(np.array(colours.kinds) == "good")
         parts = Split(good[:6], red[:2], good[6:])
         with pytest.raises(LabelledDataError, match="no training image of red"):
-            Classifier("cnn", **SMALL).fit(colours, parts)
+            Classifier("cnn", validation="watch", **SMALL).fit(colours, parts)
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -37,7 +37,7 @@ from anomalib_lite.supervised.networks import (
 )
 from anomalib_lite.supervised.outcome import Predictions
 from anomalib_lite.supervised.splitting import Split, split, survey
-from anomalib_lite.supervised.training import History, TrainingOptions, train
+from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 
 ClassifierName = Literal["cnn", "cnn-dropout", "cnn-augmented", "bottleneck", "linear", "finetune"]
 Target = Literal["kinds", "defective"]
@@ -49,9 +49,9 @@ DEFECTIVE = "defective"
 _CNN_SIZE = 128
 _KIND = "classifier"
 _TRAINING: dict[str, dict[str, Any]] = {
-    "bottleneck": {"schedule": "one-cycle", "epochs": 100, "weight_decay": 0.1},
-    "linear": {"schedule": "one-cycle", "epochs": 100},
-    "finetune": {"learning_rate": 1e-4},
+    "bottleneck": {"epochs": 100, "weight_decay": 0.1},
+    "linear": {"epochs": 100},
+    "finetune": {"epochs": 20, "learning_rate": 1e-4},
 }
 """Where a model is trained differently from `TrainingOptions`."""
 _RATE_OF_HEAD = 10  # a new layer learns faster than pretrained ones, which have less to learn
@@ -83,13 +83,13 @@ class Classifier:
     rate_decay : float
         "finetune": every earlier block learns this many times slower (Howard and Ruder 2018).
     dropout : float, for those that have it
-    validation : "auto", "watch" or "learn"
-        What the split's validation images are for: to stop by, or to learn from as well. "auto" learns from them where
-        the backbone is frozen: with few defects the best epoch is a matter of chance, and little can be unlearnt.
+    validation : "learn" or "watch"
+        What the split's validation images are for: to learn from like the others, or to stop by and to choose the best
+        epoch. With few defects the best epoch is a matter of chance, and every label not learnt from costs more.
     learning_rate : float, optional
         By default 1e-3, and 1e-4 for finetune (10 times that for its new layer).
     epochs, batch_size, optimizer, weight_decay, schedule, patience, random_state, progress : see `TrainingOptions`; by
-        default 100 epochs of one-cycle with a frozen backbone.
+        default 30 epochs of one-cycle, 100 with a frozen backbone, 20 for finetune.
     device, dtype : as for `Embedder`
 
     Attributes
@@ -121,7 +121,7 @@ class Classifier:
         unfreeze_from: str | None = None,
         rate_decay: float = 2.6,
         dropout: float = 0.5,
-        validation: Literal["auto", "watch", "learn"] = "auto",
+        validation: Validation = "learn",
         device: str = "auto",
         dtype: str = "auto",
         **training: Any,
@@ -130,7 +130,7 @@ class Classifier:
             (model, CLASSIFIERS),
             (imbalance, ("weights", "oversample", "none")),
             (loss, ("auto", "binary", "categorical")),
-            (validation, ("auto", "watch", "learn")),
+            (validation, ("watch", "learn")),
         ):
             if value not in known:
                 raise ValueError(f"{value!r} is not known here; choose one of {', '.join(known)}")
@@ -150,7 +150,7 @@ class Classifier:
         self.dropout = dropout
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
-        self.validation = ("learn" if model in FROZEN else "watch") if validation == "auto" else validation
+        self.validation = validation
         self.options = TrainingOptions(**{**_TRAINING.get(model, {}), **training})
         self.embedder: Embedder | None = None
         if model.startswith("cnn"):
@@ -209,7 +209,7 @@ class Classifier:
             cache = cache or CachedImages(images, surveyed.readable)
         cache = cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
         if self.validation == "learn":
-            parts = Split(parts.learning, parts.validation[:0], parts.test)
+            parts = parts.without_validation
         classes, numbers = _targets(images, parts, target)
         labels = torch.from_numpy(numbers).to(self.device)
         outputs = 1 if self._is_binary(len(classes)) else len(classes)

@@ -28,7 +28,7 @@ from anomalib_lite.supervised.batches import as_images, greyed
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
 from anomalib_lite.supervised.splitting import Split, split, survey
-from anomalib_lite.supervised.training import History, TrainingOptions, train
+from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 from anomalib_lite.supervised.unet import UNet, segmentation_loss
 
 _KIND = "segmenter"
@@ -99,8 +99,9 @@ class Segmenter:
         Take the colour away first.
     augmentation : Augmentation or None
         Of training images and their masks.
+    validation : "learn" or "watch", as for `Classifier`
     device, dtype : as for `Embedder`
-    epochs, batch_size, learning_rate, ... : see `TrainingOptions`; by default 30 epochs of one-cycle, batches of 8
+    epochs, batch_size, learning_rate, ... : see `TrainingOptions`; by default batches of 8 at 2e-3
 
     Attributes
     ----------
@@ -118,13 +119,17 @@ class Segmenter:
         image_size: int | None = None,
         grey: bool = False,
         augmentation: Augmentation | None = Augmentation(),  # noqa: B008 - frozen
+        validation: Validation = "learn",
         device: str = "auto",
         dtype: str = "auto",
         **training: Any,
     ) -> None:
         if depth < 1 or width < 1:
             raise ValueError(f"depth={depth}, width={width}: each is at least 1")
+        if validation not in ("learn", "watch"):
+            raise ValueError(f"validation={validation!r}; choose 'learn' or 'watch'")
         self.depth, self.width = depth, width
+        self.validation = validation
         self.grey = grey
         self.augmentation = augmentation
         self.device = pick_device(device)
@@ -141,7 +146,7 @@ class Segmenter:
             raise ValueError(
                 f"image_size={self.image_size}: the network halves it; give a multiple of {multiple}, or less depth"
             )
-        defaults = {"learning_rate": 2e-3, "batch_size": 8, "schedule": "one-cycle", "epochs": 30}
+        defaults = {"learning_rate": 2e-3, "batch_size": 8}
         self.options = TrainingOptions(**{**defaults, **training})
 
     def fit(
@@ -170,7 +175,7 @@ class Segmenter:
             parts = split(images, surveyed, random_state=self.options.random_state)
             cache = cache or CachedImages(images, surveyed.readable)
         cache = cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
-        usable = parts.keeping(images.has_mask)
+        usable = (parts.without_validation if self.validation == "learn" else parts).keeping(images.has_mask)
         if not images.defective[usable.train].any():
             raise LabelledDataError(
                 f"{images.root}: no training image has a mask; put them into ground_truth/<kind>/<name>_mask.png"
@@ -248,6 +253,7 @@ class Segmenter:
             "width": self.width,
             "image_size": self.image_size,
             "grey": self.grey,
+            "validation": self.validation,
             "augmentation": None if self.augmentation is None else dict(vars(self.augmentation)),
             "encoder": None if self.embedder is None else self.embedder.describe(),
         }
@@ -295,6 +301,7 @@ class Segmenter:
                 weights=StoredWeights(inside) if inside else None,
                 image_size=int(config["image_size"]),
                 grey=config["grey"],
+                validation=config["validation"],
                 augmentation=None if config["augmentation"] is None else Augmentation(**config["augmentation"]),
                 device=device,
                 dtype=dtype,

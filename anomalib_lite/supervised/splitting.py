@@ -55,6 +55,11 @@ class Split:
         """Training and validation together, ascending."""
         return np.sort(np.concatenate([self.train, self.validation]))
 
+    @property
+    def without_validation(self) -> Split:
+        """The same split with the validation images among those to learn from."""
+        return Split(self.learning, self.validation[:0], self.test)
+
     def keeping(self, keep: np.ndarray) -> Split:
         """The same split with only those images of training and validation where `keep` (n,) is True."""
         return Split(self.train[keep[self.train]], self.validation[keep[self.validation]], self.test)

@@ -26,6 +26,7 @@ from anomalib_lite.checkpoints import load_checkpoint, save_checkpoint
 
 OptimizerName = Literal["adam", "sgd", "rmsprop"]
 ScheduleName = Literal["plateau", "one-cycle", "constant"]
+Validation = Literal["learn", "watch"]
 
 Step = Callable[[np.ndarray, torch.Generator | None], tuple[Tensor, Tensor]]
 """Positions (b,) and the generator of training (None when validating) to the mean loss and the share judged right."""
@@ -52,7 +53,8 @@ class TrainingOptions:
         "plateau" divides the rate by 3 when the validation loss has not fallen for half the patience; "one-cycle"
         goes up and down once over all epochs (Smith and Topin 2019).
     patience : int
-        Epochs without a lower validation loss before training stops. "one-cycle" is not stopped.
+        Epochs without a lower loss in validation (in training, if nothing is kept for it) before training stops.
+        "one-cycle" is not stopped.
     random_state : int
     checkpoint : path, optional
         File that holds the state after every epoch; a training that finds its own goes on from it.
@@ -60,12 +62,12 @@ class TrainingOptions:
         A progress bar on stderr.
     """
 
-    epochs: int = 40
+    epochs: int = 30
     batch_size: int = 16
     learning_rate: float = 1e-3
     optimizer: OptimizerName = "adam"
     weight_decay: float = 1e-4
-    schedule: ScheduleName = "plateau"
+    schedule: ScheduleName = "one-cycle"
     patience: int = 10
     random_state: int = 0
     checkpoint: str | os.PathLike[str] | None = None
@@ -88,9 +90,9 @@ _SCHEDULES = ("plateau", "one-cycle", "constant")
 
 @dataclass
 class History:
-    """Loss and accuracy per epoch, which epoch was best (counted from 1), and the seconds taken.
+    """Loss and accuracy per epoch, which epoch was kept (counted from 1), and the seconds taken.
 
-    The best has the lowest validation loss, or training loss where nothing was kept for validation.
+    The one with the lowest validation loss is kept, or the last where nothing was kept for validation.
     """
 
     train_loss: list[float] = field(default_factory=list)
@@ -105,23 +107,20 @@ class History:
         """Those of the four curves that there are, for `plotting.curves.plot_training`."""
         return {name: values for name, values in vars(self).items() if isinstance(values, list) and values}
 
-    @property
-    def deciding(self) -> list[float]:
-        """The losses that tell the best epoch."""
-        return self.validation_loss or self.train_loss
-
     def add(self, learnt: tuple[float, float], watched: tuple[float, float] | None) -> bool:
-        """Note an epoch's loss and accuracy in training and validation; whether it is the best so far."""
-        before = min(self.deciding, default=math.inf)
+        """Note an epoch's loss and accuracy in training and validation; whether its loss is the lowest so far."""
+        deciding = self.train_loss if watched is None else self.validation_loss
+        lowest = min(deciding, default=math.inf)
         self.train_loss.append(learnt[0])
         self.train_accuracy.append(learnt[1])
         if watched is not None:
             self.validation_loss.append(watched[0])
             self.validation_accuracy.append(watched[1])
-        if self.deciding[-1] >= before:
-            return False
-        self.best_epoch = len(self.train_loss)
-        return True
+        improved = deciding[-1] < lowest
+        # A training loss tells the best epoch only by chance: dropout and changed copies make it noisy.
+        if improved or watched is None:
+            self.best_epoch = len(self.train_loss)
+        return improved
 
 
 def train(
@@ -142,7 +141,7 @@ def train(
     ----------
     step : see `Step`
     training, validation : int (n,), (m,)
-        Positions of samples. Without any to validate on, the training loss decides.
+        Positions of samples. Without any to validate on, the last epoch is kept.
     groups : pairs of parameters and learning rate, optional
         By default all parameters at ``options.learning_rate``.
     sampling : float (n,), optional
@@ -192,14 +191,13 @@ def train(
         except TrainingError:
             network.load_state_dict(best)
             raise
-        if history.add(learnt, watched):
-            best, waited = copy.deepcopy(network.state_dict()), 0
-        else:
-            waited += 1
+        waited = 0 if history.add(learnt, watched) else waited + 1
+        if history.best_epoch == len(history.train_loss):
+            best = copy.deepcopy(network.state_dict())
         if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-            schedule.step(history.deciding[-1])
+            schedule.step((watched or learnt)[0])
         history.seconds += time.perf_counter() - start
-        bar.set_postfix(loss=f"{history.deciding[-1]:.3f}")
+        bar.set_postfix(loss=f"{(watched or learnt)[0]:.3f}")
         if path is not None:
             state = {
                 "network": network.state_dict(),
