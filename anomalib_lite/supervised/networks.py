@@ -39,7 +39,7 @@ class SmallCNN(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        return in_float32(self.head, self.features(images))
 
 
 class VectorHead(nn.Module):
@@ -68,7 +68,7 @@ class VectorHead(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
     def forward(self, vectors: Tensor) -> Tensor:
-        return self.layers((vectors - self.mean) / self.deviation)
+        return in_float32(self.layers, (vectors - self.mean) / self.deviation)
 
 
 class TransferNetwork(nn.Module):
@@ -131,6 +131,12 @@ def default_block(backbone: nn.Module) -> str:
     deep = [name for name, parameters in found.items() if any(p.dim() == 4 for p in parameters)]
     # The built-in network's heads are single linear maps at the very end; the stage before them is what can learn.
     return [name for name in deep if name != "heads"][-1]
+
+
+def in_float32(head: nn.Module, inputs: Tensor) -> Tensor:
+    """Run a head in full precision: logits rounded to bf16 tie, and tied images cannot be ranked."""
+    with torch.autocast(inputs.device.type, enabled=False):
+        return head(inputs.float())
 
 
 def loss_of(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ class Segmenter:
         Of training images and their masks.
     validation : "learn" or "watch", as for `Classifier`
     device, dtype : as for `Embedder`
-    epochs, batch_size, learning_rate, ... : see `TrainingOptions`; by default batches of 8 at 2e-3
+    epochs, batch_size, learning_rate, ... : see `TrainingOptions`; by default 20 epochs, batches of 8 at 2e-3
 
     Attributes
     ----------
@@ -146,7 +146,7 @@ class Segmenter:
             raise ValueError(
                 f"image_size={self.image_size}: the network halves it; give a multiple of {multiple}, or less depth"
             )
-        defaults = {"learning_rate": 2e-3, "batch_size": 8}
+        defaults = {"learning_rate": 2e-3, "batch_size": 8, "epochs": 20}
         self.options = TrainingOptions(**{**defaults, **training})
 
     def fit(

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from anomalib_lite.supervised.networks import in_float32
+
 
 class UNet(nn.Module):
     """Encoder, decoder and skip connections between them.
@@ -69,8 +71,10 @@ class UNet(nn.Module):
         for stage in self.finest:
             current = stage(F.interpolate(current, scale_factor=2.0, mode="nearest"))
         if current.shape[-2:] == images.shape[-2:]:
-            return self.last(current)
-        return F.interpolate(self.last(current), size=images.shape[-2:], mode="bilinear", align_corners=False)
+            return in_float32(self.last, current)
+        return F.interpolate(
+            in_float32(self.last, current), size=images.shape[-2:], mode="bilinear", align_corners=False
+        )
 
     def train(self, mode: bool = True) -> UNet:
         """A frozen encoder stays in evaluation mode."""
