@@ -21,7 +21,6 @@ from anomalib_lite.plotting.style import (
     TEXT,
     axes_of,
     label,
-    legend,
     new_figure,
     shortened,
 )
@@ -135,7 +134,7 @@ def plot_few_labels(rows: Sequence[Any]) -> Figure:
     axis.minorticks_off()
     axis.set_ylim(top=1.02)
     label(axis, "labelled defects to learn from", "image AUROC on the held-out half")
-    legend(axis, loc="lower right")
+    figure.legend(loc="outside upper center", ncols=3, fontsize=TEXT - 1, frameon=False)
     return figure
 
 
