@@ -265,7 +265,9 @@ def compare(
     good: Annotated[str | None, typer.Option(help="class of good images [default: good, ok or normal]")] = None,
     image_size: Annotated[int | None, typer.Option(help="side in pixels, of models without a backbone")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images per step of training [default: 16, unet 8]")] = None,
-    grey: Annotated[bool, typer.Option("--grey", help="supervised models see no colour")] = False,
+    grey: Annotated[
+        bool, typer.Option("--grey", help="supervised models see no colour, but for heads on a frozen backbone")
+    ] = False,
     horizontal_flip: Annotated[
         bool, typer.Option("--horizontal-flip", help="mirror training images, where that is no defect")
     ] = False,

@@ -9,6 +9,7 @@ from anomalib_lite.embedding.backbones import BACKBONES
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.supervised.augmentation import Augmentation
+from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
 from anomalib_lite.supervised.networks import SmallCNN, TransferNetwork, VectorHead, blocks, loss_of, probabilities
 from anomalib_lite.supervised.outcome import measure_predictions
@@ -82,6 +83,13 @@ class TestLearning:
         predictions = classifier.predict([colours.root / colours.ids[i] for i in parts.test])
         assert np.isfinite(predictions.probabilities).all()
         assert predictions.probabilities.std(axis=0).max() > 0
+
+    def test_backbones_that_differ_in_layers_alone_share_no_vectors(self, colours, parts):
+        cache = CachedImages(colours, np.arange(len(colours)))
+        options = {"backbone": "resnet18", "weights": "random", **SMALL}
+        for layers, width in (("layer2", 256), ("layer1,layer2", 384)):
+            classifier = Classifier("linear", layers=layers, **options).fit(colours, parts, cache=cache)
+            assert len(classifier.network_.mean) == width
 
     def test_a_seed_decides(self, colours, parts):
         first, again, other = (

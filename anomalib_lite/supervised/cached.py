@@ -44,7 +44,7 @@ class CachedImages:
         self._pixels: dict[tuple[int, bool], np.ndarray] = {}
         self._pixel_seconds: dict[tuple[int, bool], float] = {}
         self._masks: dict[int, np.ndarray] = {}
-        self._embedded: dict[tuple[str, int], Embedded] = {}
+        self._embedded: dict[tuple[str, tuple[str, ...], int], Embedded] = {}
 
     def pixels(self, size: int, *, grey: bool = False) -> np.ndarray:
         """uint8 (n, size, size, 3), by position; rows of unread images are black."""
@@ -85,7 +85,8 @@ class CachedImages:
 
     def embedded(self, embedder: Embedder) -> Embedded:
         """Global vectors by this embedder's network."""
-        key = embedder.fingerprint, embedder.image_size
+        # Networks cut at one place have one fingerprint, whichever of their layers are returned.
+        key = embedder.fingerprint, embedder.layers, embedder.image_size
         if key not in self._embedded:
             start = time.perf_counter()
             found, kept = embed_whole(embedder, self.images.source, self.readable)
