@@ -70,7 +70,7 @@ class Classifier:
     image_size : int, optional
         Side in pixels that images are resized to; by default 128 for the CNNs, the backbone's own otherwise.
     grey : bool
-        Take the colour away first, where the network sees pixels; vectors of a frozen backbone are of the coloured image.
+        Take the colour away first, where the network sees pixels; a frozen backbone sees the coloured image.
     augmentation : Augmentation, optional
         Of training images; by default that of `Augmentation` for "cnn-augmented" and "finetune", none otherwise. Frozen
         backbones see every image once and take none.
