@@ -248,7 +248,9 @@ def compare(
         str | None, typer.Option(help="comma-separated, such as cnn,linear@resnet18,unet,knn [default: all]")
     ] = None,
     seeds: Annotated[int, typer.Option(help="divisions into halves, and trainings on each")] = 3,
-    epochs: Annotated[int | None, typer.Option(help="of every training, at most [default: 40]")] = None,
+    epochs: Annotated[
+        int | None, typer.Option(help="of every training [default: 30; linear, bottleneck 100; finetune, unet 20]")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for tables and figures")] = None,
     backbone: Annotated[str, typer.Option(help="of models that name none behind @")] = "builtin",
     weights_dir: Annotated[
@@ -265,9 +267,7 @@ def compare(
     good: Annotated[str | None, typer.Option(help="class of good images [default: good, ok or normal]")] = None,
     image_size: Annotated[int | None, typer.Option(help="side in pixels, of models without a backbone")] = None,
     batch_size: Annotated[int | None, typer.Option(help="images per step of training [default: 16, unet 8]")] = None,
-    grey: Annotated[
-        bool, typer.Option("--grey", help="supervised models see no colour, but for heads on a frozen backbone")
-    ] = False,
+    grey: Annotated[bool, typer.Option("--grey", help="take the colour away first")] = False,
     horizontal_flip: Annotated[
         bool, typer.Option("--horizontal-flip", help="mirror training images, where that is no defect")
     ] = False,

@@ -5,14 +5,18 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torchvision.models import resnet18
 from typer.testing import CliRunner
 
 from anomalib_lite import compare, make_metal_nut
 from anomalib_lite.cli import app
 from anomalib_lite.embedding.weights import WeightsError
-from anomalib_lite.supervised.contestants import Contestant, read_contestant
+from anomalib_lite.supervised.cached import CachedImages
+from anomalib_lite.supervised.contestants import Contestant, Settings, read_contestant
 from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
+from anomalib_lite.supervised.splitting import split, survey
 
 ROW = {"name", "kind", "image_auroc_mean", "image_auroc_std", "accuracy_mean", "train_seconds", "ms_per_image"}
 
@@ -119,11 +123,18 @@ class TestRows:
         assert text.count("| --- |") >= 3
         assert all(f"| {name} |" in text for name in ("cnn", "linear", "unet", "knn"))
 
+    def test_a_few_predicted_masks_are_kept(self, compared):
+        assert set(compared.maps) == {"unet"}
+        kinds = [image_id.split("/")[1] for image_id in compared.maps["unet"]]
+        assert set(kinds) == {"good", "bent", "color", "flip", "scratch"}
+        assert all(pixels.dtype == np.uint8 and pixels.shape == (128, 128) for pixels in compared.maps["unet"].values())
+        assert "maps" not in compared.to_dict()
+
     def test_files_and_figures(self, compared, folder, tmp_path):
         written = compared.save(tmp_path / "out", open_labelled(folder))
         names = {path.name for path in written}
         assert {"comparison.md", "comparison.json", "comparison.png", "left_out.png", "few_labels.png"} <= names
-        assert {"training_cnn.png", "misclassified_cnn.png"} <= names
+        assert {"training_cnn.png", "misclassified_cnn.png", "masks_unet.png"} <= names
         for path in written:
             if path.suffix == ".png":
                 with Image.open(path) as image:
@@ -149,7 +160,36 @@ class TestClassFolders:
         assert "unet" in [c.name for c in _contestants(None, open_labelled(folder), "builtin")]
 
 
+class TestGrey:
+    @pytest.mark.parametrize("name", ["cnn", "linear", "finetune", "unet", "knn", "subspace-global"])
+    def test_is_as_if_the_files_were_grey(self, folder, tmp_path, name):
+        grey = shutil.copytree(folder, tmp_path / "grey")
+        for path in grey.glob("t*/*/*.png"):
+            Image.open(path).convert("L").save(path)
+        contestant, scores = read_contestant(name), []
+        for root, settings in (
+            (grey, Settings(epochs=1)),
+            (folder, Settings(epochs=1, grey=True)),
+            (folder, Settings(epochs=1)),
+        ):
+            images = open_labelled(root)
+            surveyed = survey(open_labelled(folder))
+            parts, cache = split(images, surveyed), CachedImages(images, surveyed.readable)
+            scores.append(contestant.run(images, parts, cache, settings, random_state=0).scores)
+        np.testing.assert_array_equal(scores[0], scores[1])
+        assert not np.array_equal(scores[0], scores[2])
+
+
 class TestResuming:
+    def test_a_verdict_comes_back_whole(self, folder, tmp_path):
+        asked = {"models": ["unet"], "seeds": 1, "epochs": 1, "leave_one_out": False, "few_labels": []}
+        first = compare(folder, checkpoints=tmp_path, **asked)
+        again = compare(folder, checkpoints=tmp_path, **asked)
+        assert again.to_dict() == first.to_dict()
+        assert list(again.maps["unet"]) == list(first.maps["unet"])
+        for image_id, pixels in first.maps["unet"].items():
+            np.testing.assert_array_equal(again.maps["unet"][image_id], pixels)
+
     def test_what_is_done_is_not_done_again(self, folder, tmp_path, monkeypatch):
         asked = {"models": ["cnn", "linear"], "seeds": 2, "epochs": 2, "few_labels": [2], "checkpoints": tmp_path / "c"}
         original, runs = Contestant.run, []
@@ -177,7 +217,23 @@ class TestResuming:
             assert one.accuracy_mean == other.accuracy_mean
         assert not list((tmp_path / "c").glob("*.checkpoint"))
         with pytest.raises(ValueError, match="holds the checkpoints of another comparison"):
-            compare(folder, **{**asked, "epochs": 3})
+            compare(folder, **{**asked, "test": 0.4})
+
+    def test_other_settings_or_weights_are_trained_anew(self, folder, tmp_path, monkeypatch):
+        original, runs = Contestant.run, []
+        monkeypatch.setattr(Contestant, "run", lambda self, *a, **k: runs.append(self.name) or original(self, *a, **k))
+        torch.manual_seed(1)
+        others = {"resnet18": resnet18().state_dict()}
+        asked = {"models": ["linear@resnet18"], "seeds": 1, "few_labels": [], "leave_one_out": False}
+        asked |= {"checkpoints": tmp_path}
+        kept = {}
+        for epochs, weights in ((2, {"resnet18": "random"}), (3, {"resnet18": "random"}), (2, others)):
+            found = compare(folder, epochs=epochs, weights=weights, **asked)
+            kept[epochs, len(weights["resnet18"])] = found.rows[0].image_auroc_mean
+        assert len(runs) == 3
+        again = compare(folder, epochs=2, weights=others, **asked)
+        assert len(runs) == 3
+        assert again.rows[0].image_auroc_mean == kept[2, len(others["resnet18"])]
 
 
 class TestFailures:

@@ -149,8 +149,8 @@ class Embedder:
 
 def check_image_size(side: int, *, smallest: int = 32) -> None:
     """Raise ValueError for a side in pixels that no network can see, or that would fill the memory."""
-    if not smallest <= side <= LARGEST_SIDE:
-        raise ValueError(f"image_size={side}; networks take {smallest} to {LARGEST_SIDE} pixels")
+    if not isinstance(side, int | np.integer) or not smallest <= side <= LARGEST_SIDE:
+        raise ValueError(f"image_size={side}; networks take a whole number of pixels, {smallest} to {LARGEST_SIDE}")
 
 
 def standardised(images: Tensor) -> Tensor:

@@ -6,13 +6,17 @@ and dashed ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
+from anomalib_lite.images.loading import resize
 from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.plotting.overlays import plot_masks
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,
@@ -154,3 +158,25 @@ def plot_misclassified(wrong: Sequence[Any], source: ImageSource, *, columns: in
             f"{shortened(one.id)}\ncalled {one.predicted} ({one.probability:.2f})\nis {one.actual}", fontsize=TEXT - 1
         )
     return figure
+
+
+def plot_predicted_masks(maps: Mapping[str, np.ndarray], images: Any) -> Figure:
+    """Predicted masks over their images, with the outline of the true ones.
+
+    Parameters
+    ----------
+    maps : by image id, the probability that a pixel is defective in 255ths, uint8 (s, s)
+    images : LabelledImages that hold these ids
+    """
+    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    pictures, predicted, actual = [], [], []
+    for image_id, probability in maps.items():
+        pixels = images.source.read(position[image_id])
+        # A gallery is small: at twice the map's size the outlines are smooth and the figure is light.
+        scale = 2 * max(probability.shape) / max(pixels.shape)
+        height, width = (max(1, round(scale * side)) for side in pixels.shape[:2])
+        enlarged = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)
+        pictures.append(resize(pixels, (height, width)))
+        predicted.append(np.asarray(enlarged) > 127)
+        actual.append(images.read_mask(position[image_id], (height, width)))
+    return plot_masks(pictures, predicted, actual, list(maps))

@@ -34,9 +34,3 @@ def pixel_batches(
             indices, batch = [], []
     if batch:
         yield indices, np.stack(batch)
-
-
-def greyed(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (..., 3) RGB to three equal channels of its luminance (ITU-R BT.601)."""
-    grey = pixels @ np.array([0.299, 0.587, 0.114], np.float32)
-    return np.repeat(np.round(grey).astype(np.uint8)[..., None], 3, axis=-1)

@@ -5,6 +5,7 @@ Pixels are held as uint8 in memory, and beyond 512 MB in a temporary file that t
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -14,8 +15,9 @@ import numpy as np
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.images.loading import LoadedImage, load
-from anomalib_lite.supervised.batches import greyed
-from anomalib_lite.supervised.labelled import LabelledImages
+from anomalib_lite.supervised.grey import seen_by
+from anomalib_lite.supervised.labelled import LabelledImages, open_labelled
+from anomalib_lite.supervised.splitting import Split, split, survey
 
 _IN_MEMORY = 512_000_000  # bytes
 
@@ -44,7 +46,7 @@ class CachedImages:
         self._pixels: dict[tuple[int, bool], np.ndarray] = {}
         self._pixel_seconds: dict[tuple[int, bool], float] = {}
         self._masks: dict[int, np.ndarray] = {}
-        self._embedded: dict[tuple[str, tuple[str, ...], int], Embedded] = {}
+        self._embedded: dict[tuple[str, tuple[str, ...], int, bool], Embedded] = {}
 
     def pixels(self, size: int, *, grey: bool = False) -> np.ndarray:
         """uint8 (n, size, size, 3), by position; rows of unread images are black."""
@@ -52,9 +54,10 @@ class CachedImages:
         if key not in self._pixels:
             start = time.perf_counter()
             out = _room_for((len(self.images), size, size, 3))
-            for image in load(self.images.source, self.readable.tolist(), size=size, on_unreadable="raise"):
+            source = seen_by(self.images.source, grey=grey)
+            for image in load(source, self.readable.tolist(), size=size, on_unreadable="raise"):
                 assert isinstance(image, LoadedImage)
-                out[image.index] = greyed(image.pixels) if grey else image.pixels
+                out[image.index] = image.pixels
             self._pixels[key] = out
             self._pixel_seconds[key] = (time.perf_counter() - start) / max(1, len(self.readable))
         return self._pixels[key]
@@ -83,18 +86,34 @@ class CachedImages:
             self._masks[size] = out
         return self._masks[size]
 
-    def embedded(self, embedder: Embedder) -> Embedded:
+    def embedded(self, embedder: Embedder, *, grey: bool = False) -> Embedded:
         """Global vectors by this embedder's network."""
         # Networks cut at one place have one fingerprint, whichever of their layers are returned.
-        key = embedder.fingerprint, embedder.layers, embedder.image_size
+        key = embedder.fingerprint, embedder.layers, embedder.image_size, grey
         if key not in self._embedded:
             start = time.perf_counter()
-            found, kept = embed_whole(embedder, self.images.source, self.readable)
+            found, kept = embed_whole(embedder, seen_by(self.images.source, grey=grey), self.readable)
             seconds = (time.perf_counter() - start) / max(1, len(kept))
             vectors = np.zeros((len(self.images), found.shape[1]), np.float32)
             vectors[kept] = found
             self._embedded[key] = Embedded(vectors, seconds)
         return self._embedded[key]
+
+
+def opened(
+    images: str | os.PathLike[str] | LabelledImages,
+    parts: Split | None,
+    cache: CachedImages | None,
+    *,
+    random_state: int,
+) -> tuple[LabelledImages, Split, CachedImages]:
+    """What a `fit` works on: images from a folder, a split by seed and a cache of its own, where none is given."""
+    images = images if isinstance(images, LabelledImages) else open_labelled(images)
+    if parts is None:
+        surveyed = survey(images)
+        parts = split(images, surveyed, random_state=random_state)
+        cache = cache or CachedImages(images, surveyed.readable)
+    return images, parts, cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
 
 
 def _room_for(shape: tuple[int, ...]) -> np.ndarray:

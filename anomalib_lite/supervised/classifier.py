@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -13,19 +12,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from anomalib_lite import persistence
 from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
-from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
+from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.supervised.augmentation import Augmentation
-from anomalib_lite.supervised.batches import as_images, greyed, pixel_batches
-from anomalib_lite.supervised.cached import CachedImages
-from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
+from anomalib_lite.supervised.batches import as_images, pixel_batches
+from anomalib_lite.supervised.cached import CachedImages, opened
+from anomalib_lite.supervised.grey import seen_by
+from anomalib_lite.supervised.labelled import LabelledImages
 from anomalib_lite.supervised.networks import (
     BOTTLENECK,
     SmallCNN,
@@ -36,17 +35,18 @@ from anomalib_lite.supervised.networks import (
     probabilities,
 )
 from anomalib_lite.supervised.outcome import Predictions
-from anomalib_lite.supervised.splitting import Split, split, survey
+from anomalib_lite.supervised.splitting import Split
+from anomalib_lite.supervised.storing import State, load_network, save_network, stored_backbone, without_memory
+from anomalib_lite.supervised.targets import Target, targets_of
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 
 ClassifierName = Literal["cnn", "cnn-dropout", "cnn-augmented", "bottleneck", "linear", "finetune"]
-Target = Literal["kinds", "defective"]
 
 CLASSIFIERS = ("cnn", "cnn-dropout", "cnn-augmented", "bottleneck", "linear", "finetune")
 FROZEN = ("bottleneck", "linear")
 """Those that see a backbone's vectors instead of pixels."""
-DEFECTIVE = "defective"
 _CNN_SIZE = 128
+_SETTINGS = ("model", "image_size", "grey", "imbalance", "loss", "unfreeze_from", "rate_decay", "dropout", "validation")
 _KIND = "classifier"
 _TRAINING: dict[str, dict[str, Any]] = {
     "bottleneck": {"epochs": 100, "weight_decay": 0.1},
@@ -70,12 +70,14 @@ class Classifier:
     image_size : int, optional
         Side in pixels that images are resized to; by default 128 for the CNNs, the backbone's own otherwise.
     grey : bool
-        Take the colour away first, where the network sees pixels; a frozen backbone sees the coloured image.
+        Take the colour away first.
     augmentation : Augmentation, optional
         Of training images; by default that of `Augmentation` for "cnn-augmented" and "finetune", none otherwise. Frozen
         backbones see every image once and take none.
-    imbalance : "weights", "oversample" or "none"
-        Rare classes weigh more in the loss, or are drawn more often (each time changed anew, if there is augmentation).
+    imbalance : "weights", "oversample" or "none", optional
+        Rare classes weigh more in the loss, or are drawn more often, each time changed anew if there is augmentation.
+        By default "oversample" for "cnn-augmented" (weights left it at a constant answer in three seeds of five) and
+        "weights" otherwise.
     loss : "auto", "binary" or "categorical"
         Cross-entropy with one output, for two classes, or one per class. "auto" is binary for two.
     unfreeze_from : str, optional
@@ -116,7 +118,7 @@ class Classifier:
         image_size: int | None = None,
         grey: bool = False,
         augmentation: Augmentation | None = None,
-        imbalance: Literal["weights", "oversample", "none"] = "weights",
+        imbalance: Literal["weights", "oversample", "none"] | None = None,
         loss: Literal["auto", "binary", "categorical"] = "auto",
         unfreeze_from: str | None = None,
         rate_decay: float = 2.6,
@@ -126,6 +128,7 @@ class Classifier:
         dtype: str = "auto",
         **training: Any,
     ) -> None:
+        imbalance = imbalance or ("oversample" if model == "cnn-augmented" else "weights")
         for value, known in (
             (model, CLASSIFIERS),
             (imbalance, ("weights", "oversample", "none")),
@@ -202,15 +205,10 @@ class Classifier:
         TrainingError
             If the loss stops being a number.
         """
-        images = images if isinstance(images, LabelledImages) else open_labelled(images)
-        if parts is None:
-            surveyed = survey(images)
-            parts = split(images, surveyed, random_state=self.options.random_state)
-            cache = cache or CachedImages(images, surveyed.readable)
-        cache = cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
+        images, parts, cache = opened(images, parts, cache, random_state=self.options.random_state)
         if self.validation == "learn":
             parts = parts.without_validation
-        classes, numbers = _targets(images, parts, target)
+        classes, numbers = targets_of(images, parts, target)
         labels = torch.from_numpy(numbers).to(self.device)
         outputs = 1 if self._is_binary(len(classes)) else len(classes)
         counts = np.bincount(numbers[parts.train], minlength=len(classes))
@@ -254,7 +252,7 @@ class Classifier:
         """Decode and embed every image of the cache, unless that is done; seconds per image that it took."""
         seconds = 0.0
         if self.embedder is not None:
-            seconds += cache.embedded(self.embedder).seconds_per_image
+            seconds += cache.embedded(self.embedder, grey=self.grey).seconds_per_image
         if self.model not in FROZEN:
             seconds += cache.pixel_seconds(self.image_size, grey=self.grey)
         return seconds
@@ -268,7 +266,7 @@ class Classifier:
             Before `fit`.
         """
         self._require_fitted()
-        source = open_source(images)
+        source = seen_by(open_source(images), grey=self.grey)
         found: dict[int, np.ndarray] = {}
         unreadable: list[UnreadableImage] = []
         for indices, logits in self._passes(source, workers, unreadable):
@@ -281,16 +279,8 @@ class Classifier:
     def config(self) -> dict[str, Any]:
         """Every setting that matters to what is learnt, JSON-able."""
         return {
-            "model": self.model,
-            "image_size": self.image_size,
-            "grey": self.grey,
+            **{name: getattr(self, name) for name in _SETTINGS},
             "augmentation": None if self.augmentation is None else dict(vars(self.augmentation)),
-            "imbalance": self.imbalance,
-            "loss": self.loss,
-            "unfreeze_from": self.unfreeze_from,
-            "rate_decay": self.rate_decay,
-            "dropout": self.dropout,
-            "validation": self.validation,
             "backbone": None if self.embedder is None else self.embedder.describe(),
         }
 
@@ -303,9 +293,7 @@ class Classifier:
             If it cannot be written; the old file, if any, is untouched.
         """
         self._require_fitted()
-        arrays = {key: value.detach().float().cpu().numpy() for key, value in self.network_.state_dict().items()}
-        manifest = {"config": self.config(), "classes": self.classes_}
-        return persistence.save_file(path, arrays, manifest, kind=_KIND)
+        return save_network(path, self.network_, {"config": self.config(), "classes": self.classes_}, kind=_KIND)
 
     @classmethod
     def load(
@@ -330,48 +318,34 @@ class Classifier:
         ModelFileError
             If it is no classifier, is damaged, or the backbone's weights are not those it was trained on.
         """
-        arrays, manifest = persistence.load_file(path, kind=_KIND)
-        state = {key: torch.from_numpy(value) for key, value in arrays.items()}
         name = Path(path).name
-        try:
-            config, classes = manifest["config"], list(manifest["classes"])
-            backbone = config["backbone"] or {}
-            inside = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
+        pick_dtype(dtype, pick_device(device))  # what is wrong with these is not the fault of the file
+
+        def rebuild(manifest: dict[str, Any], state: State) -> tuple[Classifier, nn.Module]:
+            config = manifest["config"]
+            described, changes = config["backbone"] or {}, config["augmentation"]
+            own = stored_backbone(state, "backbone.")
             classifier = cls(
-                config["model"],
-                backbone=backbone.get("backbone", BUILTIN),
-                layers=backbone.get("layers") or None,
-                weights=StoredWeights(inside) if inside else weights,
-                image_size=int(config["image_size"]),
-                grey=config["grey"],
-                augmentation=None if config["augmentation"] is None else Augmentation(**config["augmentation"]),
-                imbalance=config["imbalance"],
-                loss=config["loss"],
-                unfreeze_from=config["unfreeze_from"],
-                rate_decay=config["rate_decay"],
-                dropout=config["dropout"],
-                validation=config["validation"],
+                **{setting: config[setting] for setting in _SETTINGS},
+                backbone=described.get("backbone", BUILTIN),
+                layers=described.get("layers") or None,
+                weights=own or weights,
+                augmentation=None if changes is None else Augmentation(**changes),
                 device=device,
                 dtype=dtype,
             )
-            # Without memory until the file has turned out to hold parameters of those shapes.
-            with nullcontext() if classifier.embedder else torch.device("meta"):
-                network = classifier._empty_network(len(classes), state)
-            network.load_state_dict(state, assign=classifier.embedder is None)
-        except WeightsError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, IndexError) as error:
-            raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error})") from error
-        if (
-            classifier.embedder is not None
-            and not inside
-            and classifier.embedder.fingerprint != backbone["fingerprint"]
-        ):
-            raise ModelFileError(
-                f"{name} was trained on other weights of {backbone['backbone']} than those given; give the same file"
-            )
-        classifier.classes_ = classes
-        classifier.network_ = network.eval().to(classifier.device).to(memory_format=torch.channels_last)
+            embedder = classifier.embedder
+            if embedder is not None and own is None and embedder.fingerprint != described["fingerprint"]:
+                raise ModelFileError(
+                    f"{name} was trained on other weights of {described['backbone']} than those given; give the same "
+                    "file"
+                )
+            classifier.classes_ = list(manifest["classes"])
+            with without_memory(embedder is None):
+                return classifier, classifier._empty_network(len(classifier.classes_), state)
+
+        classifier, network = load_network(path, kind=_KIND, rebuild=rebuild)
+        classifier.network_ = network.to(classifier.device).to(memory_format=torch.channels_last)
         classifier.history_ = History()
         return classifier
 
@@ -388,7 +362,7 @@ class Classifier:
         if self.embedder is None:
             dropout = 0.0 if self.model == "cnn" else self.dropout
             return SmallCNN(outputs, image_size=self.image_size, dropout=dropout)
-        vectors = torch.from_numpy(cache.embedded(self.embedder).vectors[parts.train])
+        vectors = torch.from_numpy(cache.embedded(self.embedder, grey=self.grey).vectors[parts.train])
         return self._on_backbone(vectors, outputs)
 
     def _on_backbone(self, vectors: Tensor, outputs: int) -> nn.Module:
@@ -413,7 +387,7 @@ class Classifier:
         """What the network is fed: a function of positions and, in training, of a generator."""
         if self.model in FROZEN:
             assert self.embedder is not None
-            vectors = torch.from_numpy(cache.embedded(self.embedder).vectors).to(self.device)
+            vectors = torch.from_numpy(cache.embedded(self.embedder, grey=self.grey).vectors).to(self.device)
             return lambda chosen, generator: vectors[torch.from_numpy(chosen).to(self.device)]
         pixels = cache.pixels(self.image_size, grey=self.grey)
 
@@ -439,28 +413,6 @@ class Classifier:
                     yield [image.index], self.network_(torch.from_numpy(image.embedding[None]).to(self.device))
             return
         for indices, pixels in pixel_batches(source, self.image_size, self.options.batch_size, workers, unreadable):
-            images = as_images(greyed(pixels) if self.grey else pixels, self.device)
+            images = as_images(pixels, self.device)
             with torch.inference_mode(), autocast(self.device, self.dtype):
                 yield indices, self.network_(standardised(images))
-
-
-def _targets(images: LabelledImages, parts: Split, target: Target) -> tuple[list[str], np.ndarray]:
-    """Class names and the class number (n,) of every image; images of classes nobody learns are numbered 0."""
-    if target not in ("kinds", "defective"):
-        raise ValueError(f"target={target!r}; choose 'kinds' or 'defective'")
-    if target == "defective":
-        good = images.good or "good"
-        classes, numbers = [good, DEFECTIVE], images.defective.astype(np.int64)
-    else:
-        learnt = {images.kinds[i] for i in parts.learning.tolist()}
-        classes = [kind for kind in images.classes if kind in learnt]
-        place = {kind: i for i, kind in enumerate(classes)}
-        numbers = np.array([place.get(kind, 0) for kind in images.kinds], np.int64)
-    counts = np.bincount(numbers[parts.train], minlength=len(classes))
-    if len(classes) < 2 or (counts == 0).any():
-        lacking = [name for name, count in zip(classes, counts, strict=True) if count == 0] or classes
-        raise LabelledDataError(
-            f"{images.root}: nothing to tell apart, {'no training image of' if len(classes) > 1 else 'only'} "
-            f"{', '.join(lacking)}; add labelled images"
-        )
-    return classes, numbers

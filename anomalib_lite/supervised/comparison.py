@@ -94,7 +94,9 @@ def compare(
         Of models without a backbone.
     batch_size : int, optional
         Of trainings.
-    grey, horizontal_flip : see `Classifier` and `Augmentation`
+    grey : bool
+        Take the colour away first, for supervised models and detectors alike.
+    horizontal_flip : see `Augmentation`
     false_alarm_rate : float, of the detectors
     good : str, optional
         The class of good images, if it is not called good, ok or normal.
@@ -130,8 +132,7 @@ def compare(
     if any(contestant.model == UNET for contestant in contestants):
         check_masks(images)
     studied = _studied(contestants, study_models)
-    for contestant in contestants:
-        contestant.make(settings)
+    digests = {contestant.name: contestant.digest(settings) for contestant in contestants}
     surveyed = survey(images)
     cache = CachedImages(images, surveyed.readable)
     asked = {
@@ -146,8 +147,8 @@ def compare(
         "horizontal_flip": horizontal_flip,
         "false_alarm_rate": false_alarm_rate,
     }
-    shared = {key: value for key, value in asked.items() if key not in ("models", "seeds", "backbone")}
-    bench = _Bench(images, cache, settings, Ledger(checkpoints, {**shared, "ids": images.ids}), progress)
+    ledger = Ledger(checkpoints, {"test": test, "grey": grey, "ids": images.ids})
+    bench = _Bench(images, cache, settings, ledger, digests, progress)
     divided = [split(images, surveyed, test=test, random_state=seed) for seed in range(max(seeds, study_seeds))]
     verdicts = {
         contestant: [bench.run(contestant, divided[seed], seed, "all") for seed in range(seeds)]
@@ -164,6 +165,7 @@ def compare(
         few_labels=study.with_few_labels(few_labels),
         misclassified={name: mistakes(verdict, images) for name, verdict in first.items()},
         curves={name: verdict.curves for name, verdict in first.items() if verdict.curves},
+        maps={name: verdict.maps for name, verdict in first.items() if verdict.maps},
         counts=counts_of(images, divided[0]),
         unreadable=surveyed.unreadable,
         problems=images.problems,
@@ -202,10 +204,11 @@ class _Bench:
     cache: CachedImages
     settings: Settings
     ledger: Ledger
+    digests: dict[str, str]
     progress: bool
 
     def run(self, contestant: Contestant, parts: Split, seed: int, study: str) -> Verdict | str:
-        key = file_name(f"{contestant.name}_{contestant.backbone or ''}_{study}_{seed}")
+        key = file_name(f"{contestant.name}_{self.digests[contestant.name]}_{study}_{seed}")
         verdict = self.ledger.get(key)
         if verdict is not None:
             return verdict

@@ -6,9 +6,12 @@ detector with or without its level: ``linear@resnet18:layer2+layer3``, ``knn``, 
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,14 +20,15 @@ import numpy as np
 from anomalib_lite.detector import Detector
 from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.images.sources import FolderSource
+from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.pixel_metrics import PixelMetrics
 from anomalib_lite.scoring import SCORERS
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.classifier import CLASSIFIERS, FROZEN, Classifier
+from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledImages
-from anomalib_lite.supervised.segmenter import Segmenter, measure_segmentation, pixel_metrics_of
+from anomalib_lite.supervised.segmenter import Segmentation, Segmenter, measure_segmentation, pixel_metrics_of
 from anomalib_lite.supervised.splitting import Split
 
 UNET = "unet"
@@ -33,6 +37,7 @@ Kind = Literal["supervised", "unsupervised"]
 SUPERVISED = (*CLASSIFIERS, UNET)
 UNSUPERVISED = ("knn", "kmeans", "dbscan", "knn-global", "kmeans-global", "dbscan-global", "subspace-global")
 """Compared unless others are named."""
+_SHOWN = 12  # predicted masks that a verdict keeps, to be drawn
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,7 @@ class Verdict:
     train_seconds, ms_per_image : decoding and embedding included
     pixels : PixelMetrics, iou : float, or None for those that do not locate
     curves : loss and accuracy per epoch, empty for detectors
+    maps : of a few images by id, the predicted probability per pixel in 255ths, uint8 (s, s); empty but for the U-Net
     """
 
     ids: list[str]
@@ -75,6 +81,7 @@ class Verdict:
     pixels: PixelMetrics | None = None
     iou: float | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -107,11 +114,12 @@ class Contestant:
 
         Raises what the model's `fit` raises.
         """
-        test = FolderSource(images.root, [images.ids[i] for i in parts.test.tolist()])
+        test = images.some(parts.test)
         if self.kind == "unsupervised":
             return self._detect(images, parts, test, settings, random_state)
         model = self.make(settings, random_state=random_state)
         assert not isinstance(model, Detector)
+        maps = {}
         prepared = model.prepare(cache) * len(parts.learning)
         if isinstance(model, Segmenter):
             model.fit(images, parts, checkpoint=checkpoint, cache=cache)
@@ -120,6 +128,7 @@ class Contestant:
             seconds = time.perf_counter() - start
             outcome = measure_segmentation(found, images)
             ids, scores, pixels, iou = found.ids, found.scores, outcome.pixels, outcome.iou
+            maps = _some_of(found, images)
         else:
             model.fit(images, parts, target="defective", checkpoint=checkpoint, cache=cache)
             start = time.perf_counter()
@@ -136,6 +145,7 @@ class Contestant:
             pixels=pixels,
             iou=iou,
             curves=model.history_.curves,
+            maps=maps,
         )
 
     def make(self, settings: Settings, *, random_state: int = 0) -> Detector | Classifier | Segmenter:
@@ -172,17 +182,26 @@ class Contestant:
             return Classifier(self.model, image_size=settings.image_size, **shared)  # type: ignore[arg-type]
         return Classifier(self.model, backbone=self.backbone, **network, **shared)  # type: ignore[arg-type]
 
+    def digest(self, settings: Settings) -> str:
+        """Changes with any setting of the model, its backbone's weights among them; not with the seed.
+
+        Raises what `make` raises.
+        """
+        model = self.make(settings)
+        training = {} if isinstance(model, Detector) else asdict(model.options)
+        return hashlib.sha256(json.dumps([model.config(), training]).encode()).hexdigest()[:12]
+
     def _detect(
-        self, images: LabelledImages, parts: Split, test: FolderSource, settings: Settings, random_state: int
+        self, images: LabelledImages, parts: Split, test: ImageSource, settings: Settings, random_state: int
     ) -> Verdict:
         """Learn from the good images of the learning half alone."""
         detector = self.make(settings, random_state=random_state)
         assert isinstance(detector, Detector)
         good = parts.learning[~images.defective[parts.learning]]
         start = time.perf_counter()
-        detector.fit(FolderSource(images.root, [images.ids[i] for i in good.tolist()]))
+        detector.fit(seen_by(images.some(good), grey=settings.grey))
         fitted = time.perf_counter()
-        scores = detector.score(test)
+        scores = detector.score(seen_by(test, grey=settings.grey))
         seconds = time.perf_counter() - fitted
         has_masks = any(images.mask_paths[i] is not None for i in parts.test.tolist())
         pixels = None
@@ -233,3 +252,14 @@ def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
     if model == UNET:
         return Contestant(name, "supervised", model, backbone=backbone or None, layers=named)
     return Contestant(name, "supervised", model, "global", backbone or default_backbone, named)
+
+
+def _some_of(found: Segmentation, images: LabelledImages) -> dict[str, np.ndarray]:
+    """Predicted maps of a few images with known masks, every kind in turn."""
+    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    by_kind: dict[str, list[int]] = {}
+    for i, image_id in enumerate(found.ids):
+        if images.has_mask[position[image_id]]:
+            by_kind.setdefault(images.kinds[position[image_id]], []).append(i)
+    in_turn = [i for row in zip_longest(*by_kind.values()) for i in row if i is not None]
+    return {found.ids[i]: np.round(255 * found.maps[i]).astype(np.uint8) for i in sorted(in_turn[:_SHOWN])}

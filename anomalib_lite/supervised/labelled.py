@@ -61,6 +61,10 @@ class LabelledImages:
         """The images, to be read."""
         return FolderSource(self.root, self.ids)
 
+    def some(self, positions: np.ndarray) -> FolderSource:
+        """Those at the positions (m,), to be read."""
+        return FolderSource(self.root, [self.ids[i] for i in positions.tolist()])
+
     @property
     def classes(self) -> list[str]:
         """Names of the kinds, the good one first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 from dataclasses import asdict
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from anomalib_lite.persistence import write_atomically
 from anomalib_lite.pixel_metrics import PixelMetrics
@@ -48,6 +51,7 @@ class Ledger:
         if self.folder is not None:
             stored = asdict(verdict)
             stored |= {name: value.tolist() for name, value in stored.items() if isinstance(value, np.ndarray)}
+            stored["maps"] = {image_id: _as_png(pixels) for image_id, pixels in verdict.maps.items()}
             write_atomically(self.folder / f"{key}.json", json.dumps(stored).encode())
         training = self.training(key)
         if training is not None:
@@ -64,4 +68,15 @@ def _restored(stored: dict[str, Any]) -> Verdict:
         name: np.array(stored[name], dtype)
         for name, dtype in (("scores", np.float64), ("alarms", bool), ("confidence", np.float64))
     }
-    return Verdict(**{**stored, **arrays, "pixels": pixels})
+    maps = {image_id: _from_png(text) for image_id, text in stored["maps"].items()}
+    return Verdict(**{**stored, **arrays, "pixels": pixels, "maps": maps})
+
+
+def _as_png(pixels: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def _from_png(text: str) -> np.ndarray:
+    return np.array(Image.open(io.BytesIO(base64.b64decode(text))))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,26 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_lite import persistence
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
-from anomalib_lite.embedding.weights import StoredWeights, Weights
+from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.images.loading import UnreadableImage, load
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.scoring.aggregation import image_score
 from anomalib_lite.supervised.augmentation import Augmentation
-from anomalib_lite.supervised.batches import as_images, greyed
-from anomalib_lite.supervised.cached import CachedImages
+from anomalib_lite.supervised.batches import as_images
+from anomalib_lite.supervised.cached import CachedImages, opened
+from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
-from anomalib_lite.supervised.splitting import Split, split, survey
+from anomalib_lite.supervised.splitting import Split
+from anomalib_lite.supervised.storing import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 from anomalib_lite.supervised.unet import UNet, segmentation_loss
 
 _KIND = "segmenter"
 _SIZE = 128
+_SETTINGS = ("depth", "width", "image_size", "grey", "validation")
 
 
 @dataclass(frozen=True)
@@ -170,11 +170,7 @@ class Segmenter:
         """
         images = images if isinstance(images, LabelledImages) else open_labelled(images)
         check_masks(images)
-        if parts is None:
-            surveyed = survey(images)
-            parts = split(images, surveyed, random_state=self.options.random_state)
-            cache = cache or CachedImages(images, surveyed.readable)
-        cache = cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
+        images, parts, cache = opened(images, parts, cache, random_state=self.options.random_state)
         usable = (parts.without_validation if self.validation == "learn" else parts).keeping(images.has_mask)
         if not images.defective[usable.train].any():
             raise LabelledDataError(
@@ -205,7 +201,6 @@ class Segmenter:
             usable.train,
             usable.validation,
             replace(self.options, checkpoint=checkpoint),
-            groups=[([p for p in network.parameters() if p.requires_grad], self.options.learning_rate)],
             sampling=sampling,
             label="unet",
             identity={**self.config(), "ids": [images.ids[i] for i in usable.learning.tolist()]},
@@ -228,7 +223,7 @@ class Segmenter:
             Before `fit`.
         """
         self._require_fitted()
-        source = open_source(images)
+        source = seen_by(open_source(images), grey=self.grey)
         ids: list[str] = []
         sizes: list[tuple[int, int]] = []
         maps: list[np.ndarray] = []
@@ -237,9 +232,8 @@ class Segmenter:
             if isinstance(image, UnreadableImage):
                 unreadable.append(image)
                 continue
-            pixels = greyed(image.pixels) if self.grey else image.pixels
             with torch.inference_mode(), autocast(self.device, self.dtype):
-                logits = self.network_(standardised(as_images(pixels[None], self.device)))
+                logits = self.network_(standardised(as_images(image.pixels[None], self.device)))
             maps.append(torch.sigmoid(logits.float())[0, 0].cpu().numpy())
             ids.append(image.id)
             sizes.append(image.original_size)
@@ -249,11 +243,7 @@ class Segmenter:
     def config(self) -> dict[str, Any]:
         """Every setting that matters to what is learnt, JSON-able."""
         return {
-            "depth": self.depth,
-            "width": self.width,
-            "image_size": self.image_size,
-            "grey": self.grey,
-            "validation": self.validation,
+            **{name: getattr(self, name) for name in _SETTINGS},
             "augmentation": None if self.augmentation is None else dict(vars(self.augmentation)),
             "encoder": None if self.embedder is None else self.embedder.describe(),
         }
@@ -267,8 +257,7 @@ class Segmenter:
             If it cannot be written; the old file, if any, is untouched.
         """
         self._require_fitted()
-        arrays = {key: value.detach().cpu().numpy() for key, value in self.network_.state_dict().items()}
-        return persistence.save_file(path, arrays, {"config": self.config()}, kind=_KIND)
+        return save_network(path, self.network_, {"config": self.config()}, kind=_KIND)
 
     @classmethod
     def load(
@@ -287,34 +276,25 @@ class Segmenter:
         ModelFileError
             If it is no segmenter or is damaged.
         """
-        arrays, manifest = persistence.load_file(path, kind=_KIND)
-        state = {key: torch.from_numpy(value) for key, value in arrays.items()}
-        inside = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-        try:
+        pick_dtype(dtype, pick_device(device))  # what is wrong with these is not the fault of the file
+
+        def rebuild(manifest: dict[str, Any], state: State) -> tuple[Segmenter, UNet]:
             config = manifest["config"]
-            encoder = config["encoder"] or {}
+            described, changes = config["encoder"] or {}, config["augmentation"]
             segmenter = cls(
-                depth=config["depth"],
-                width=config["width"],
-                encoder=encoder.get("backbone"),
-                layers=encoder.get("layers") or None,
-                weights=StoredWeights(inside) if inside else None,
-                image_size=int(config["image_size"]),
-                grey=config["grey"],
-                validation=config["validation"],
-                augmentation=None if config["augmentation"] is None else Augmentation(**config["augmentation"]),
+                **{setting: config[setting] for setting in _SETTINGS},
+                encoder=described.get("backbone"),
+                layers=described.get("layers") or None,
+                weights=stored_backbone(state, "encoder."),
+                augmentation=None if changes is None else Augmentation(**changes),
                 device=device,
                 dtype=dtype,
             )
-            # Without memory until the file has turned out to hold parameters of those shapes.
-            with nullcontext() if segmenter.embedder else torch.device("meta"):
-                network = segmenter._network()
-            network.load_state_dict(state, assign=segmenter.embedder is None)
-        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
-            raise ModelFileError(
-                f"{Path(path).name} is damaged: something is missing or malformed in it ({error})"
-            ) from error
-        segmenter.network_ = network.eval().to(segmenter.device).to(memory_format=torch.channels_last)
+            with without_memory(segmenter.embedder is None):
+                return segmenter, segmenter._network()
+
+        segmenter, network = load_network(path, kind=_KIND, rebuild=rebuild)
+        segmenter.network_ = network.to(segmenter.device).to(memory_format=torch.channels_last)
         segmenter.history_, segmenter.left_out_ = History(), []
         return segmenter
 

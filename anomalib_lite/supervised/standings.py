@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.persistence import write_atomically
 from anomalib_lite.supervised.contestants import Kind
@@ -75,6 +77,7 @@ class Comparison:
     rows, left_out, few_labels : lists of `ComparisonRow`, `LeftOutRow`, `FewLabelsRow`
     misclassified : by contestant, of the first seed
     curves : training curves by supervised contestant, of the first seed
+    maps : of contestants that outline defects, a few predicted maps by image id, of the first seed; see `Verdict`
     counts : images to learn from and to test on, good and defective, of the first seed
     unreadable, problems : what was left out, and why
     settings : what was asked for
@@ -85,14 +88,15 @@ class Comparison:
     few_labels: list[FewLabelsRow]
     misclassified: dict[str, list[Misclassified]]
     curves: dict[str, dict[str, list[float]]]
+    maps: dict[str, dict[str, np.ndarray]]
     counts: dict[str, int]
     unreadable: list[UnreadableImage]
     problems: list[str]
     settings: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
+        """All fields but the maps, JSON-able."""
+        return {name: value for name, value in asdict(self).items() if name != "maps"}
 
     def to_json(self) -> str:
         """One JSON object."""
@@ -141,7 +145,8 @@ class Comparison:
         return "\n".join([*lines, *([""] if errors else []), *errors])
 
     def save(self, folder: str | os.PathLike[str], images: LabelledImages | None = None) -> list[Path]:
-        """Write comparison.md, comparison.json and the figures; with the images also galleries of the mistakes.
+        """Write comparison.md, comparison.json and the figures; with the images also galleries of the mistakes
+        and of predicted masks.
 
         Raises
         ------
@@ -167,6 +172,9 @@ class Comparison:
         for name, wrong in self.misclassified.items():
             if wrong and images is not None:
                 figures[f"misclassified_{file_name(name)}"] = drawing.plot_misclassified(wrong, images.source)
+        for name, maps in self.maps.items():
+            if images is not None:
+                figures[f"masks_{file_name(name)}"] = drawing.plot_predicted_masks(maps, images)
         for name, figure in figures.items():
             written.append(target / f"{name}.png")
             figure.savefig(written[-1])
