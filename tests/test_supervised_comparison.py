@@ -13,10 +13,12 @@ from typer.testing import CliRunner
 from anomalib_lite import compare, make_metal_nut
 from anomalib_lite.cli import app
 from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.supervised import comparison
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.contestants import Contestant, Settings, read_contestant
 from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
 from anomalib_lite.supervised.splitting import split, survey
+from anomalib_lite.supervised.verdicts import verdict_of
 
 ROW = {"name", "kind", "image_auroc_mean", "image_auroc_std", "accuracy_mean", "train_seconds", "ms_per_image"}
 
@@ -175,7 +177,7 @@ class TestGrey:
             images = open_labelled(root)
             surveyed = survey(open_labelled(folder))
             parts, cache = split(images, surveyed), CachedImages(images, surveyed.readable)
-            scores.append(contestant.run(images, parts, cache, settings, random_state=0).scores)
+            scores.append(verdict_of(contestant, images, parts, cache, settings, random_state=0).scores)
         np.testing.assert_array_equal(scores[0], scores[1])
         assert not np.array_equal(scores[0], scores[2])
 
@@ -192,25 +194,27 @@ class TestResuming:
 
     def test_what_is_done_is_not_done_again(self, folder, tmp_path, monkeypatch):
         asked = {"models": ["cnn", "linear"], "seeds": 2, "epochs": 2, "few_labels": [2], "checkpoints": tmp_path / "c"}
-        original, runs = Contestant.run, []
+        runs: list[str] = []
 
         class Killed(BaseException):
             pass
 
-        def dying(self, *arguments, **keywords):
-            runs.append(self.name)
+        def dying(contestant, *arguments, **keywords):
+            runs.append(contestant.name)
             if len(runs) == 3:
                 raise Killed
-            return original(self, *arguments, **keywords)
+            return verdict_of(contestant, *arguments, **keywords)
 
-        monkeypatch.setattr(Contestant, "run", dying)
+        monkeypatch.setattr(comparison, "verdict_of", dying)
         with pytest.raises(Killed):
             compare(folder, **asked)
-        monkeypatch.setattr(Contestant, "run", lambda self, *a, **k: runs.append(self.name) or original(self, *a, **k))
+        monkeypatch.setattr(
+            comparison, "verdict_of", lambda one, *a, **k: runs.append(one.name) or verdict_of(one, *a, **k)
+        )
         runs.clear()
         resumed = compare(folder, **asked)
         assert len(runs) == 2 + 2 * 4 + 2  # the rest of the rows, both studies
-        monkeypatch.setattr(Contestant, "run", original)
+        monkeypatch.setattr(comparison, "verdict_of", verdict_of)
         whole = compare(folder, **{**asked, "checkpoints": None})
         for one, other in zip(resumed.rows, whole.rows, strict=True):
             assert one.image_auroc_mean == other.image_auroc_mean
@@ -220,8 +224,10 @@ class TestResuming:
             compare(folder, **{**asked, "test": 0.4})
 
     def test_other_settings_or_weights_are_trained_anew(self, folder, tmp_path, monkeypatch):
-        original, runs = Contestant.run, []
-        monkeypatch.setattr(Contestant, "run", lambda self, *a, **k: runs.append(self.name) or original(self, *a, **k))
+        runs: list[str] = []
+        monkeypatch.setattr(
+            comparison, "verdict_of", lambda one, *a, **k: runs.append(one.name) or verdict_of(one, *a, **k)
+        )
         torch.manual_seed(1)
         others = {"resnet18": resnet18().state_dict()}
         asked = {"models": ["linear@resnet18"], "seeds": 1, "few_labels": [], "leave_one_out": False}
@@ -240,14 +246,12 @@ class TestFailures:
     def test_one_model_that_fails_does_not_stop_the_others(self, folder, monkeypatch):
         from anomalib_lite.supervised.training import TrainingError
 
-        original = Contestant.run
-
-        def failing(self, *arguments, **keywords):
-            if self.model == "cnn":
+        def failing(contestant, *arguments, **keywords):
+            if contestant.model == "cnn":
                 raise TrainingError("cnn: the loss became nan in epoch 1")
-            return original(self, *arguments, **keywords)
+            return verdict_of(contestant, *arguments, **keywords)
 
-        monkeypatch.setattr(Contestant, "run", failing)
+        monkeypatch.setattr(comparison, "verdict_of", failing)
         found = compare(folder, models=["cnn", "knn"], seeds=1, epochs=1, few_labels=[2])
         assert found.rows[0].error == "cnn: the loss became nan in epoch 1"
         assert found.rows[0].image_auroc_mean is None
@@ -260,12 +264,12 @@ class TestFailures:
         def failing(self, *arguments, **keywords):
             raise TrainingError("the loss became nan in epoch 1")
 
-        monkeypatch.setattr(Contestant, "run", failing)
+        monkeypatch.setattr(comparison, "verdict_of", failing)
         with pytest.raises(TrainingError, match="every model failed, the first with: the loss became nan"):
             compare(folder, models=["cnn", "knn"], seeds=1, epochs=1)
 
     def test_weights_that_cannot_be_had_stop_it_before_training(self, folder, monkeypatch, tmp_path):
-        monkeypatch.setattr(Contestant, "run", lambda *a, **k: pytest.fail("trained"))
+        monkeypatch.setattr(comparison, "verdict_of", lambda *a, **k: pytest.fail("trained"))
         with pytest.raises(WeightsError, match=r"no weights file .*none\.pth"):
             compare(folder, models=["cnn", "linear@resnet18"], weights={"resnet18": tmp_path / "none.pth"})
 

@@ -168,7 +168,7 @@ def plot_predicted_masks(maps: Mapping[str, np.ndarray], images: Any) -> Figure:
     maps : by image id, the probability that a pixel is defective in 255ths, uint8 (s, s)
     images : LabelledImages that hold these ids
     """
-    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    position = images.positions
     pictures, predicted, actual = [], [], []
     for image_id, probability in maps.items():
         pixels = images.source.read(position[image_id])

@@ -21,7 +21,6 @@ from anomalib_lite.supervised.contestants import (
     UNSUPERVISED,
     Contestant,
     Settings,
-    Verdict,
     read_contestant,
 )
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
@@ -38,6 +37,7 @@ from anomalib_lite.supervised.summaries import (
     mistakes,
 )
 from anomalib_lite.supervised.training import TrainingError
+from anomalib_lite.supervised.verdicts import Verdict, verdict_of
 
 STUDIED = ("cnn", "bottleneck", "linear", "knn", "subspace")
 """Models that take part in the two studies unless others are named: they are quick to train again and again."""
@@ -215,7 +215,8 @@ class _Bench:
         if self.progress:
             print(f"{contestant.name}, seed {seed}, {study} …", end="", file=sys.stderr, flush=True)
         try:
-            verdict = contestant.run(
+            verdict = verdict_of(
+                contestant,
                 self.images,
                 parts,
                 self.cache,

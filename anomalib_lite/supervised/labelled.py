@@ -61,6 +61,11 @@ class LabelledImages:
         """The images, to be read."""
         return FolderSource(self.root, self.ids)
 
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Of images by id."""
+        return {image_id: i for i, image_id in enumerate(self.ids)}
+
     def some(self, positions: np.ndarray) -> FolderSource:
         """Those at the positions (m,), to be read."""
         return FolderSource(self.root, [self.ids[i] for i in positions.tolist()])
@@ -70,7 +75,7 @@ class LabelledImages:
         """Names of the kinds, the good one first."""
         return sorted(set(self.kinds), key=lambda kind: (kind != self.good, kind))
 
-    @property
+    @cached_property
     def defective(self) -> np.ndarray:
         """(n,) bool: every kind but the good one.
 
@@ -86,7 +91,7 @@ class LabelledImages:
             )
         return np.array([kind != self.good for kind in self.kinds], bool)
 
-    @property
+    @cached_property
     def has_mask(self) -> np.ndarray:
         """(n,) bool: where the defective pixels are known; of good images they are (none)."""
         return np.array([path is not None for path in self.mask_paths], bool) | ~self.defective

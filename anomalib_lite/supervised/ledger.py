@@ -15,7 +15,7 @@ from PIL import Image
 
 from anomalib_lite.persistence import write_atomically
 from anomalib_lite.pixel_metrics import PixelMetrics
-from anomalib_lite.supervised.contestants import Verdict
+from anomalib_lite.supervised.verdicts import Verdict
 
 
 class Ledger:

@@ -333,7 +333,7 @@ def check_masks(images: LabelledImages) -> None:
 
 def measure_segmentation(segmentation: Segmentation, images: LabelledImages) -> SegmentationOutcome:
     """Compare predicted masks with those of the images (matched by id) that have one, good ones included."""
-    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    position = images.positions
     both = either = said = true = 0
     for i, image_id in enumerate(segmentation.ids):
         at = position[image_id]
@@ -354,7 +354,7 @@ def pixel_metrics_of(
     ids: Sequence[str], map_of: Callable[[int], np.ndarray], sizes: Sequence[tuple[int, int]], images: LabelledImages
 ) -> PixelMetrics:
     """Ranked pixel metrics of maps against the masks of the images of those ids that have one."""
-    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    position = images.positions
     curves = PixelCurves()
     for i, image_id in enumerate(ids):
         if images.has_mask[position[image_id]]:

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from anomalib_lite import metrics
-from anomalib_lite.supervised.contestants import Contestant, Verdict
+from anomalib_lite.supervised.contestants import Contestant
 from anomalib_lite.supervised.labelled import LabelledImages
 from anomalib_lite.supervised.outcome import Misclassified
 from anomalib_lite.supervised.splitting import Split
 from anomalib_lite.supervised.standings import ComparisonRow, FewLabelsRow, LeftOutRow
+from anomalib_lite.supervised.verdicts import Verdict
 
 
 def comparison_row(contestant: Contestant, found: Sequence[Verdict | str], images: LabelledImages) -> ComparisonRow:
@@ -106,7 +107,7 @@ def counts_of(images: LabelledImages, parts: Split) -> dict[str, int]:
 
 
 def _kinds(verdict: Verdict, images: LabelledImages) -> np.ndarray:
-    position = {image_id: i for i, image_id in enumerate(images.ids)}
+    position = images.positions
     return np.array([images.kinds[position[image_id]] for image_id in verdict.ids])
 
 
