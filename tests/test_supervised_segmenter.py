@@ -11,7 +11,7 @@ from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
 from anomalib_lite.supervised.segmenter import Segmentation, measure_segmentation
 from anomalib_lite.supervised.splitting import split
-from anomalib_lite.supervised.unet import UNet, segmentation_loss
+from anomalib_lite.supervised.unet import UNet, segmentation_loss, smoothed
 
 SMALL = {"image_size": 32, "depth": 2, "width": 8, "dtype": "float32"}
 
@@ -91,6 +91,21 @@ class TestNetwork:
         empty = torch.zeros(1, 1, 8, 8)
         assert segmentation_loss(empty - 10, empty).item() < 0.1
         assert np.isfinite(segmentation_loss(empty + 10, empty).item())
+
+    @pytest.mark.parametrize("side", [16, 128, 224])
+    def test_smoothing_spreads_and_keeps_the_level(self, side):
+        level = torch.full((1, 1, side, side), 3.0)
+        torch.testing.assert_close(smoothed(level), level)
+        point = torch.zeros(1, 1, side, side)
+        point[0, 0, side // 2, side // 2] = 1
+        spread = smoothed(point)
+        assert 0 < spread.max() < 1
+        torch.testing.assert_close(spread.sum(), torch.tensor(1.0), rtol=0.2, atol=0)
+        if side >= 128:
+            offsets = torch.arange(side) - side // 2
+            torch.testing.assert_close(
+                (spread[0, 0].sum(0) * offsets**2).sum().sqrt().item(), 4 / 224 * side, rtol=0.05, atol=0
+            )
 
 
 class TestLearning:

@@ -28,7 +28,7 @@ from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages,
 from anomalib_lite.supervised.splitting import Split
 from anomalib_lite.supervised.storing import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
-from anomalib_lite.supervised.unet import UNet, segmentation_loss
+from anomalib_lite.supervised.unet import UNet, segmentation_loss, smoothed
 
 _KIND = "segmenter"
 _SIZE = 128
@@ -234,7 +234,7 @@ class Segmenter:
                 continue
             with torch.inference_mode(), autocast(self.device, self.dtype):
                 logits = self.network_(standardised(as_images(image.pixels[None], self.device)))
-            maps.append(torch.sigmoid(logits.float())[0, 0].cpu().numpy())
+            maps.append(torch.sigmoid(smoothed(logits))[0, 0].cpu().numpy())
             ids.append(image.id)
             sizes.append(image.original_size)
         side = self.image_size

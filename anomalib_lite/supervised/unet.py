@@ -6,11 +6,18 @@ the input. The encoder is learnt, or a frozen backbone whose maps serve as skip 
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.transforms.functional import gaussian_blur
 
 from anomalib_lite.supervised.networks import in_float32
+
+# Deviation of the Gaussian over predicted logits, share of the side: that of PatchCore's maps (Roth et al., CVPR
+# 2022). Pixels that a network wrongly takes for good lie beside others that it does not.
+_SMOOTHING = 4 / 224
 
 
 class UNet(nn.Module):
@@ -116,3 +123,10 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     overlap = (said * masks).sum()
     dice = (2 * overlap + 1) / (said.sum() + masks.sum() + 1)  # one pixel more on both sides: defined without defects
     return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
+
+
+def smoothed(logits: Tensor) -> Tensor:
+    """Logits (n, 1, h, w) averaged with their neighbours by a Gaussian, as anomaly maps are."""
+    deviation = _SMOOTHING * logits.shape[-1]
+    radius = min(math.ceil(3 * deviation), min(logits.shape[-2:]) - 1)  # the border is mirrored, at most once
+    return gaussian_blur(logits.float(), [2 * radius + 1] * 2, [deviation] * 2)
