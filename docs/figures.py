@@ -1,4 +1,4 @@
-"""Draw the pictures of `concepts.md` from the synthetic set: python docs/figures.py"""
+"""Draw the pictures of `concepts.md` and `labelled.md` from the synthetic set: python docs/figures.py"""
 
 from __future__ import annotations
 
@@ -7,20 +7,27 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite import Detector, diagnostics, make_metal_nut
+from anomalib_lite import Detector, compare, diagnostics, make_metal_nut
 from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source, embed_whole
 from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.plotting.comparison import plot_left_out, plot_predicted_masks
 from anomalib_lite.plotting.curves import plot_score_histogram
 from anomalib_lite.plotting.diagnostics import plot_explained_variance
 from anomalib_lite.plotting.maps import TRAINING, plot_embedding_map
 from anomalib_lite.plotting.overlays import contact_sheet
 from anomalib_lite.projection import Projector
+from anomalib_lite.supervised.labelled import open_labelled
 
 PICTURES = Path(__file__).with_name("pictures")
 
 
 def main() -> None:
     PICTURES.mkdir(exist_ok=True)
+    draw_concepts()
+    draw_comparison()
+
+
+def draw_concepts() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = open_mvtec(make_metal_nut(Path(folder) / "metal_nut", n_train=80, n_good=20, n_defect=8))
         detector = Detector(false_alarm_rate=0.05).fit(data.train)
@@ -43,6 +50,21 @@ def main() -> None:
         kinds = [TRAINING] * len(data.train) + list(data.kinds)
         alarms = [False] * len(data.train) + scores.alarms.tolist()
         plot_embedding_map(placed, kinds, alarms=alarms).savefig(PICTURES / "map.png")
+
+
+def draw_comparison() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        images = open_labelled(make_metal_nut(Path(folder) / "metal_nut", n_train=40, n_good=14, n_defect=10, size=128))
+        found = compare(
+            images,
+            models=["cnn-augmented", "bottleneck", "linear", "unet", "knn"],
+            study_models=["cnn-augmented", "bottleneck", "linear", "knn"],
+            seeds=1,
+            few_labels=[],
+            study_seeds=3,
+        )
+        plot_left_out(found.left_out).savefig(PICTURES / "left_out.png")
+        plot_predicted_masks(dict(list(found.maps["unet"].items())[:8]), images).savefig(PICTURES / "masks.png")
 
 
 if __name__ == "__main__":

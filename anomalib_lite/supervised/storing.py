@@ -57,8 +57,10 @@ def load_network(
         If a backbone's weights cannot be had.
     """
     arrays, manifest = persistence.load_file(path, kind=kind)
-    state = {key: torch.from_numpy(value) for key, value in arrays.items()}
     try:
+        state = {key: torch.from_numpy(value).float() for key, value in arrays.items()}
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("a parameter is NaN or infinite")
         model, network = rebuild(manifest, state)
         network.load_state_dict(state, assign=True)
     except (WeightsError, ModelFileError):
