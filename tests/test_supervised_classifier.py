@@ -274,6 +274,13 @@ class TestNetworks:
         dense = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]
         assert [d.out_features for d in dense] == [64, 1]
 
+    def test_the_wide_layer_learns_more_slowly(self):
+        network = SmallCNN(1, image_size=64)
+        (rest, rate), (wide, slower) = network.rates(1e-3)
+        assert [tuple(parameter.shape) for parameter in wide] == [(64, 64 * 8 * 8)]
+        assert (rate, slower) == (1e-3, 1e-4)
+        assert len(rest) + 1 == len(list(network.parameters()))
+
     def test_the_bottleneck_is_64_64_32(self, colours, parts):
         network = Classifier("bottleneck", **SMALL).fit(colours, parts).network_
         dense = [m for m in network.modules() if isinstance(m, torch.nn.Linear)]

@@ -230,10 +230,11 @@ class Classifier:
             right = probabilities(logits.detach()).argmax(dim=1) == truth
             return loss_of(logits, truth, weights), right.float().mean()
 
-        groups = None
-        if isinstance(network, TransferNetwork):
-            rate = self.options.learning_rate
-            groups = list(network.rates(rate, head_rate=_RATE_OF_HEAD * rate, decay=self.rate_decay))
+        rate, groups = self.options.learning_rate, None
+        if isinstance(network, SmallCNN):
+            groups = network.rates(rate)
+        elif isinstance(network, TransferNetwork):
+            groups = network.rates(rate, head_rate=_RATE_OF_HEAD * rate, decay=self.rate_decay)
         history = train(
             network,
             step,

@@ -47,6 +47,17 @@ class SmallCNN(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         return in_float32(self.head, self.features(images))
 
+    def rates(self, rate: float) -> Iterator[tuple[list[nn.Parameter], float]]:
+        """Groups of parameters and their rates: `rate`, and a tenth of it for the dense layer of 64.
+
+        It adds up thousands of activations of one sign, and Adam's step is as long for every weight, so that at the
+        full rate its sums leap: with dropout and changed copies all its units died in one or two trainings of five.
+        Rates that fall with the number of inputs: Yang et al., NeurIPS 2021, section 4.
+        """
+        wide = next(self.head.parameters())
+        yield [parameter for parameter in self.parameters() if parameter is not wide], rate
+        yield [wide], rate / 10
+
 
 class VectorHead(nn.Module):
     """Standardisation and dense layers, with ReLU and dropout between them; no hidden ones make it logistic regression.
