@@ -90,13 +90,15 @@ class Contestant:
         return Classifier(self.model, backbone=self.backbone, **network, **shared)  # type: ignore[arg-type]
 
     def digest(self, settings: Settings) -> str:
-        """Changes with any setting of the model, its backbone's weights among them; not with the seed.
+        """Changes with the library's version and any setting of the model or its backbone's weights; not with the seed.
 
         Raises what `make` raises.
         """
+        from anomalib_lite import __version__
+
         model = self.make(settings)
         training = {} if isinstance(model, Detector) else asdict(model.options)
-        return hashlib.sha256(json.dumps([model.config(), training]).encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps([__version__, model.config(), training]).encode()).hexdigest()[:12]
 
 
 def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
