@@ -76,8 +76,7 @@ class Classifier:
         backbones see every image once and take none.
     imbalance : "weights", "oversample" or "none", optional
         Rare classes weigh more in the loss, or are drawn more often, each time changed anew if there is augmentation.
-        By default "oversample" for "cnn-augmented" (weights left it at a constant answer in three seeds of five) and
-        "weights" otherwise.
+        By default "oversample" for "cnn-augmented" and "weights" otherwise.
     loss : "auto", "binary" or "categorical"
         Cross-entropy with one output, for two classes, or one per class. "auto" is binary for two.
     unfreeze_from : str, optional
@@ -89,7 +88,8 @@ class Classifier:
         What the split's validation images are for: to learn from like the others, or to stop by and to choose the best
         epoch. With few defects the best epoch is a matter of chance, and every label not learnt from costs more.
     learning_rate : float, optional
-        By default 1e-3, and 1e-4 for finetune (10 times that for its new layer).
+        By default 1e-3 (a tenth of that for the CNNs' first dense layer), and 1e-4 for finetune (10 times that for its
+        new layer).
     epochs, batch_size, optimizer, weight_decay, schedule, patience, random_state, progress : see `TrainingOptions`; by
         default 30 epochs of one-cycle, 100 with a frozen backbone, 20 for finetune.
     device, dtype : as for `Embedder`
