@@ -73,9 +73,9 @@ def verdict_of(
     prepared = model.prepare(cache) * len(parts.learning)
     if isinstance(model, Segmenter):
         model.fit(images, parts, checkpoint=checkpoint, cache=cache)
-        return _segmented(model, test, images, prepared)
-    model.fit(images, parts, target="defective", checkpoint=checkpoint, cache=cache)
-    return _classified(model, test, prepared)
+    else:
+        model.fit(images, parts, target="defective", checkpoint=checkpoint, cache=cache)
+    return _judged(model, test, images, prepared)
 
 
 def _detected(detector: Detector, good: ImageSource, test: ImageSource, images: LabelledImages) -> Verdict:
@@ -101,28 +101,12 @@ def _detected(detector: Detector, good: ImageSource, test: ImageSource, images: 
     )
 
 
-def _classified(model: Classifier, test: ImageSource, prepared: float) -> Verdict:
+def _judged(model: Classifier | Segmenter, test: ImageSource, images: LabelledImages, prepared: float) -> Verdict:
     start = time.perf_counter()
     found = model.predict(test)
     seconds = time.perf_counter() - start
-    probability = found.probabilities[:, 1]
-    return Verdict(
-        ids=found.ids,
-        scores=probability,
-        alarms=probability > 0.5,
-        confidence=probability,
-        train_seconds=prepared + model.history_.seconds,
-        ms_per_image=1000 * seconds / len(found.ids),
-        curves=model.history_.curves,
-    )
-
-
-def _segmented(model: Segmenter, test: ImageSource, images: LabelledImages, prepared: float) -> Verdict:
-    start = time.perf_counter()
-    found = model.predict(test)
-    seconds = time.perf_counter() - start
-    outcome = measure_segmentation(found, images)
-    scores = found.scores
+    outcome = measure_segmentation(found, images) if isinstance(found, Segmentation) else None
+    scores = found.scores if isinstance(found, Segmentation) else found.probabilities[:, 1]
     return Verdict(
         ids=found.ids,
         scores=scores,
@@ -130,10 +114,10 @@ def _segmented(model: Segmenter, test: ImageSource, images: LabelledImages, prep
         confidence=scores,
         train_seconds=prepared + model.history_.seconds,
         ms_per_image=1000 * seconds / len(found),
-        pixels=outcome.pixels,
-        iou=outcome.iou,
+        pixels=outcome.pixels if outcome else None,
+        iou=outcome.iou if outcome else None,
         curves=model.history_.curves,
-        maps=_some_of(found, images),
+        maps=_some_of(found, images) if isinstance(found, Segmentation) else {},
     )
 
 
