@@ -98,14 +98,13 @@ class TestLearning:
         assert first == again
         assert first != other
 
-    @pytest.mark.parametrize(("model", "epochs"), [("cnn", 6), ("linear", 20), ("finetune", 2)])
-    def test_grey_takes_the_colour_away(self, colours, parts, model, epochs):
+    def test_grey_takes_the_colour_away(self, colours, parts):
         blue, red = (np.full((64, 64, 3), c, np.uint8) for c in ((40, 40, 121), (71, 40, 40)))  # of equal luminance
         seeing, blind = (
-            Classifier(model, grey=grey, **{**SMALL, "epochs": epochs}).fit(colours, parts) for grey in (False, True)
+            Classifier("cnn", grey=grey, **{**SMALL, "epochs": 6}).fit(colours, parts) for grey in (False, True)
         )
         differences = [np.abs(np.diff(one.predict([blue, red]).probabilities, axis=0)).max() for one in (seeing, blind)]
-        assert differences[0] > 0.001
+        assert differences[0] > 0.05
         assert differences[1] == 0
 
     def test_a_folder_is_enough(self, synthetic_set):

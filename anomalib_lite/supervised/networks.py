@@ -51,7 +51,7 @@ class SmallCNN(nn.Module):
         """Groups of parameters and their rates: `rate`, and a tenth of it for the dense layer of 64.
 
         It adds up thousands of activations of one sign, and Adam's step is as long for every weight, so that at the
-        full rate its sums leap: with dropout and changed copies all its units died in one or two trainings of five.
+        full rate its sums leap: with dropout and changed copies all its units died in two trainings of five.
         Rates that fall with the number of inputs: Yang et al., NeurIPS 2021, section 4.
         """
         wide = next(self.head.parameters())
