@@ -13,34 +13,34 @@ Names are imported when they are first used: importing the package loads neither
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from anomalib_lite.version import __version__
 
 _HOME = {
     "Detector": "detector",
     "fit": "detector",
     "score": "detector",
-    "NoGoodImagesError": "fitting",
-    "evaluate": "evaluation",
-    "compare": "supervised.comparison",
-    "Comparison": "supervised.comparison",
+    "NoGoodImagesError": "fitted.fitting",
+    "evaluate": "evaluation.measuring",
+    "compare": "comparison.comparing",
+    "Comparison": "comparison.comparing",
     "Classifier": "supervised.classifier",
     "Segmenter": "supervised.segmenter",
     "open_labelled": "supervised.labelled",
     "LabelledDataError": "supervised.labelled",
-    "diagnose": "diagnosis",
-    "write_report": "report",
+    "diagnose": "diagnosis.advice",
+    "write_report": "report.page",
     "Scores": "results",
-    "Evaluation": "results",
-    "ModelFileError": "persistence",
+    "Evaluation": "evaluation.result",
+    "ModelFileError": "files.model_file",
     "UnreadableImageError": "images.reading",
     "WeightsError": "embedding.weights",
-    "PCA": "reduction",
+    "PCA": "scoring.reduction",
     "KNNScorer": "scoring",
     "KMeansScorer": "scoring",
     "DBSCANScorer": "scoring",
     "SubspaceScorer": "scoring",
     "greedy_k_center": "scoring",
-    "Calibration": "calibration",
+    "Calibration": "fitted.calibration",
     "make_metal_nut": "images.synthetic",
     "download": "images.download",
 }
@@ -77,22 +77,23 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from anomalib_lite.calibration import Calibration
+    from anomalib_lite.comparison.comparing import Comparison, compare
     from anomalib_lite.detector import Detector, fit, score
-    from anomalib_lite.diagnosis import diagnose
+    from anomalib_lite.diagnosis.advice import diagnose
     from anomalib_lite.embedding.weights import WeightsError
-    from anomalib_lite.evaluation import evaluate
-    from anomalib_lite.fitting import NoGoodImagesError
+    from anomalib_lite.evaluation.measuring import evaluate
+    from anomalib_lite.evaluation.result import Evaluation
+    from anomalib_lite.files.model_file import ModelFileError
+    from anomalib_lite.fitted.calibration import Calibration
+    from anomalib_lite.fitted.fitting import NoGoodImagesError
     from anomalib_lite.images.download import download
     from anomalib_lite.images.reading import UnreadableImageError
     from anomalib_lite.images.synthetic import make_metal_nut
-    from anomalib_lite.persistence import ModelFileError
-    from anomalib_lite.reduction import PCA
-    from anomalib_lite.report import write_report
-    from anomalib_lite.results import Evaluation, Scores
+    from anomalib_lite.report.page import write_report
+    from anomalib_lite.results import Scores
     from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center
+    from anomalib_lite.scoring.reduction import PCA
     from anomalib_lite.supervised.classifier import Classifier
-    from anomalib_lite.supervised.comparison import Comparison, compare
     from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
     from anomalib_lite.supervised.segmenter import Segmenter
 

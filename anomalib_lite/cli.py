@@ -190,7 +190,7 @@ def evaluate(
     strict: _Strict = False,
 ) -> None:
     """Fit on train/good of a data set, score its test/, and print every metric."""
-    from anomalib_lite.evaluation import evaluate as run
+    from anomalib_lite.evaluation.measuring import evaluate as run
 
     evaluation = run(dataset, **parameters)
     typer.echo(evaluation.to_json() if as_json else evaluation.to_text())
@@ -207,7 +207,7 @@ def diagnose(
     strict: _Strict = False,
 ) -> None:
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
-    from anomalib_lite.diagnosis import diagnose as run
+    from anomalib_lite.diagnosis.advice import diagnose as run
 
     diagnosis = run(good, **parameters)
     if output is not None:
@@ -231,7 +231,7 @@ def report(
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
     from anomalib_lite.detector import Detector
-    from anomalib_lite.report import write_report
+    from anomalib_lite.report.page import write_report
 
     detector = Detector.load(model, weights=weights, device=device, progress=sys.stderr.isatty())
     source = images[0] if len(images) == 1 else list(images)
@@ -281,8 +281,8 @@ def compare(
     strict: _Strict = False,
 ) -> None:
     """Put supervised models and detectors on the same held-out half of a labelled folder."""
+    from anomalib_lite.comparison.comparing import compare as run
     from anomalib_lite.embedding.weights import weights_in
-    from anomalib_lite.supervised.comparison import compare as run
     from anomalib_lite.supervised.labelled import open_labelled
 
     images = open_labelled(dataset, good=good)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_lite.detector import Detector
-from anomalib_lite.evaluation import measure
+from anomalib_lite.evaluation.measuring import measure
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.plotting.overlays import contact_sheet
-from anomalib_lite.report import write_report
+from anomalib_lite.report.page import write_report
 
 _SET = {"n_train": 80, "n_good": 20, "n_defect": 10}
 

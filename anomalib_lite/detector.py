@@ -16,15 +16,15 @@ import numpy as np
 from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
 from anomalib_lite.embedding.streaming import EmbeddedImage, OnUnreadable, embed_source
 from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.fitting import Fitted, Intake, fit_global, fit_patches
+from anomalib_lite.fitted.fitting import Fitted, Intake, fit_global, fit_patches
+from anomalib_lite.fitted.storing import load_detector, save_detector
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import ImageSource, open_source
-from anomalib_lite.reduction import PCA, Reduction, Standardizer
 from anomalib_lite.results import Nearest, Scores
 from anomalib_lite.scoring import KNNScorer, Scorer, ScorerName, image_score, make_scorer
 from anomalib_lite.scoring.knn import Selection
-from anomalib_lite.storing import load_detector, save_detector
+from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
 # Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
 _PATCH_COMPONENTS = 128

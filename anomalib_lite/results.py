@@ -1,9 +1,8 @@
-"""What comes back to the user: `Scores` of new images and the `Evaluation` of a data set. Frozen, plain arrays."""
+"""What comes back to the user of a detector: `Scores` of new images. Frozen, plain arrays."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -145,96 +144,6 @@ class Scores:
         from anomalib_lite.plotting.overlays import save_overlays
 
         return save_overlays(self, folder, images, only_alarms=only_alarms)
-
-
-@dataclass(frozen=True)
-class AtRate:
-    """What a threshold for one false-alarm rate did on a test set."""
-
-    false_alarm_rate_target: float
-    threshold: float
-    guarantee_met: bool
-    false_alarm_rate_observed: float | None
-    false_alarm_rate_interval: tuple[float, float] | None
-    false_alarm_rate_within_band: bool | None
-    recall_at_threshold: float | None
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How a detector did on a data set in MVTec layout. Metrics that cannot be computed are None, with `reasons`."""
-
-    image_auroc: float | None
-    image_auroc_ci: tuple[float, float] | None
-    misordered_pairs: float | None
-    image_ap: float | None
-    f1_max: float | None
-    fpr_at_full_recall: float | None
-    pixel_auroc: float | None
-    pixel_ap: float | None
-    aupro: float | None
-    n_train: int
-    n_test: int
-    n_test_good: int
-    n_masks: int
-    n_unreadable: int
-    fit_seconds: float | None
-    seconds_per_image: float | None
-    peak_rss_mb: float | None
-    model_mb: float | None
-    threshold: float
-    false_alarm_rate_target: float
-    false_alarm_rate_observed: float | None
-    recall_at_threshold: float | None
-    guarantee_met: bool
-    guarantee: str
-    at_rates: list[AtRate]
-    per_defect: dict[str, float]
-    reasons: list[str]
-    unreadable: list[UnreadableImage]
-    pairing_problems: list[str]
-    config: dict[str, Any]
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields, JSON-able."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """One JSON object."""
-        return json.dumps(self.to_dict())
-
-    def to_text(self) -> str:
-        """The metrics, to read."""
-        low, high = self.image_auroc_ci or (None, None)
-        lines = [
-            f"image AUROC   {_number(self.image_auroc)}  (95 % interval {_number(low)} to {_number(high)}, "
-            f"{_number(self.misordered_pairs, 1)} misordered pairs)",
-            f"image AP      {_number(self.image_ap)}",
-            f"best F1       {_number(self.f1_max)}",
-            f"FPR at full recall {_number(self.fpr_at_full_recall)}",
-            f"pixel AUROC   {_number(self.pixel_auroc)}   pixel AP {_number(self.pixel_ap)}   "
-            f"AUPRO {_number(self.aupro)}   ({self.n_masks} masks)",
-            *(f"  {kind:<20} image AUROC {_number(value)}" for kind, value in self.per_defect.items()),
-            *(
-                f"at a target of {at.false_alarm_rate_target:.3g}: {_number(at.false_alarm_rate_observed)} of "
-                f"{self.n_test_good} good images alarm, recall {_number(at.recall_at_threshold)}"
-                + ("" if at.guarantee_met else " (too few training images to guarantee it)")
-                for at in self.at_rates
-            ),
-            self.guarantee,
-            f"{self.n_train} images fitted in {_number(self.fit_seconds, 1)} s; "
-            f"{_number(None if self.seconds_per_image is None else 1000 * self.seconds_per_image, 1)} ms per image; "
-            f"model {_number(self.model_mb, 2)} MB; peak memory {_number(self.peak_rss_mb, 0)} MB",
-            *self.reasons,
-            *(f"pairing: {problem}" for problem in self.pairing_problems[:3]),
-        ]
-        if len(self.pairing_problems) > 3:
-            lines.append(f"… and {len(self.pairing_problems) - 3} more pairing problems")
-        return "\n".join(lines)
-
-
-def _number(value: float | None, digits: int = 4) -> str:
-    return "n/a" if value is None else f"{value:.{digits}f}"
 
 
 def _resizing(cells: int, pixels: int) -> np.ndarray:

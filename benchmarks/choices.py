@@ -32,7 +32,7 @@ CHOICES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    from anomalib_lite.evaluation import evaluate
+    from anomalib_lite.evaluation.measuring import evaluate
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")

@@ -19,8 +19,8 @@ ROWS = 4000  # of patches that the elbow and the silhouette look at
 
 
 def main() -> None:
-    from anomalib_lite import diagnostics
-    from anomalib_lite.evaluation import evaluate
+    from anomalib_lite.diagnosis import statistics as diagnostics
+    from anomalib_lite.evaluation.measuring import evaluate
     from anomalib_lite.images.mvtec import open_mvtec
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -158,7 +158,7 @@ def run_apart(data: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 def run_one(data: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
 
-    from anomalib_lite.evaluation import evaluate
+    from anomalib_lite.evaluation.measuring import evaluate
     from anomalib_lite.images.mvtec import open_mvtec
 
     shots, seed = parameters.pop("shots"), parameters.pop("seed")
@@ -189,7 +189,7 @@ def public(parameters: dict[str, Any]) -> dict[str, Any]:
 def machine() -> dict[str, Any]:
     import torch
 
-    from anomalib_lite.hardware import pick_device, pick_dtype
+    from anomalib_lite.machine.hardware import pick_device, pick_dtype
 
     device = pick_device()
     dtype = str(pick_dtype("auto", device)).removeprefix("torch.")

@@ -139,9 +139,9 @@ def enlarged(anomaly_map: Any, size: tuple[int, int]) -> Any:
 def report(
     dataset: Any, scores: Any, maps: list[Any], fit_seconds: float, score_seconds: float, single: list[float]
 ) -> dict[str, Any]:
-    from anomalib_lite.memory import peak_rss_mb
-    from anomalib_lite.metrics import auroc
-    from anomalib_lite.pixel_metrics import PixelCurves
+    from anomalib_lite.evaluation.metrics import auroc
+    from anomalib_lite.evaluation.pixel_metrics import PixelCurves
+    from anomalib_lite.machine.memory import peak_rss_mb
 
     peak = peak_rss_mb() or 0.0  # before the metrics, which are not part of it
     curves = PixelCurves()

@@ -38,7 +38,7 @@ class Textures:
 
 def main() -> None:
     from anomalib_lite import Detector, write_report
-    from anomalib_lite.memory import peak_rss_mb
+    from anomalib_lite.machine.memory import peak_rss_mb
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=5000)

@@ -62,8 +62,8 @@ class Changed:
 
 def main() -> None:
     from anomalib_lite.detector import Detector
+    from anomalib_lite.evaluation.metrics import auroc
     from anomalib_lite.images.mvtec import open_mvtec
-    from anomalib_lite.metrics import auroc
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")

@@ -155,7 +155,7 @@ def memory(weights: str) -> dict[str, float]:
 
 def peak_of_fit(count: int, weights: str) -> float:
     from anomalib_lite.detector import Detector
-    from anomalib_lite.memory import peak_rss_mb
+    from anomalib_lite.machine.memory import peak_rss_mb
 
     Detector(backbone="resnet18", weights=weights).fit(GeneratedSource(count))
     return peak_rss_mb() or 0.0

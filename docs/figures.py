@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite import Detector, compare, diagnostics, make_metal_nut
+from anomalib_lite import Detector, compare, make_metal_nut
+from anomalib_lite.comparison.figures import plot_left_out
+from anomalib_lite.diagnosis import statistics as diagnostics
+from anomalib_lite.diagnosis.figures import plot_explained_variance
+from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
+from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source, embed_whole
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.plotting.comparison import plot_left_out
 from anomalib_lite.plotting.curves import plot_score_histogram
-from anomalib_lite.plotting.diagnostics import plot_explained_variance
-from anomalib_lite.plotting.maps import TRAINING, plot_embedding_map
 from anomalib_lite.plotting.overlays import contact_sheet
-from anomalib_lite.projection import Projector
 from anomalib_lite.supervised.labelled import open_labelled
 
 PICTURES = Path(__file__).with_name("pictures")

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torchvision.models import resnet18
 
-from anomalib_lite import Detector, ModelFileError, NoGoodImagesError, UnreadableImageError, persistence
+from anomalib_lite import Detector, ModelFileError, NoGoodImagesError, UnreadableImageError
+from anomalib_lite.files import atomic
 from anomalib_lite.images.mvtec import open_mvtec
 
 LEVELS = ("patch", "global")
@@ -261,7 +262,7 @@ class TestModelFiles:
         def full(*_):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(persistence.os, step, full)
+        monkeypatch.setattr(atomic.os, step, full)
         with pytest.raises(OSError, match=f"cannot save {path}: No space left on device; nothing was changed"):
             Detector(scorer="subspace", **SMALL).fit(train).save(path)
         assert path.read_bytes() == before

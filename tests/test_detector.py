@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
-from anomalib_lite import Detector, fit, persistence, score
+from anomalib_lite import Detector, fit, score
 from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.files import atomic, model_file
+from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images.loading import resize
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import read_image
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.scoring import SubspaceScorer
 
 LEVELS = ("patch", "global")
@@ -377,7 +378,7 @@ def model(fitted, tmp_path):
 
 def rewritten(path, change):
     """The model file with its arrays and manifest changed in place by `change(arrays, manifest)`."""
-    arrays, manifest = persistence.load_file(path)
+    arrays, manifest = model_file.load_file(path)
     arrays = {key: value.copy() for key, value in arrays.items()}
     change(arrays, manifest)
     save_file(arrays, path, {"manifest": json.dumps(manifest)})
@@ -391,7 +392,7 @@ class TestModelFile:
         def full(*_):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(persistence.os, "fsync", full)
+        monkeypatch.setattr(atomic.os, "fsync", full)
         with pytest.raises(OSError, match="No space left on device; nothing was changed"):
             fitted("kmeans").save(model)
         assert model.read_bytes() == before
@@ -424,7 +425,7 @@ class TestModelFile:
 
     def test_a_detector_fitted_in_float32_stays_in_float32(self, fitted, tmp_path, monkeypatch):
         path = fitted(backbone="resnet18").save(tmp_path / "model.safetensors")
-        monkeypatch.setattr("anomalib_lite.hardware.has_fast_bf16", lambda device: True)
+        monkeypatch.setattr("anomalib_lite.machine.hardware.has_fast_bf16", lambda device: True)
         assert Detector.load(path, weights="random").embedder.dtype == torch.float32
         assert Detector.load(path, weights="random", dtype="bfloat16").embedder.dtype == torch.bfloat16
 

@@ -5,11 +5,13 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomalib_lite import Detector, diagnostics
+from anomalib_lite import Detector
+from anomalib_lite.diagnosis import figures as plots
+from anomalib_lite.diagnosis import map_figure as maps
+from anomalib_lite.diagnosis import statistics as diagnostics
+from anomalib_lite.diagnosis.projection import EmbeddingMap
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.plotting import curves, maps, overlays, retrieval
-from anomalib_lite.plotting import diagnostics as plots
-from anomalib_lite.projection import EmbeddingMap
+from anomalib_lite.plotting import curves, overlays, retrieval
 
 RNG = np.random.default_rng(0)
 ROWS = np.repeat(20 * np.eye(3, 6), 20, axis=0) + RNG.normal(size=(60, 6))

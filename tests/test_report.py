@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_lite import Detector, report
+from anomalib_lite import Detector
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.report import kinds_of, write_report
+from anomalib_lite.report import page as report
+from anomalib_lite.report.page import kinds_of, write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)>@@data@@.png"
 CHROMIUM = next(

@@ -6,8 +6,8 @@ import torch
 
 from anomalib_lite import Classifier, Detector, fit
 from anomalib_lite.embedding.backbones import BACKBONES
+from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images.synthetic import render_part
-from anomalib_lite.persistence import ModelFileError
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled

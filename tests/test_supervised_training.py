@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from anomalib_lite.checkpoints import CheckpointError
+from anomalib_lite.files.checkpoints import CheckpointError
 from anomalib_lite.supervised.training import TrainingError, TrainingOptions, train
 
 RNG = np.random.default_rng(0)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
 from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
-from anomalib_lite.hardware import pick_device, pick_dtype
+from anomalib_lite.machine.hardware import pick_device, pick_dtype
 
 Level = Literal["patch", "global"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
-from anomalib_lite import metrics
+from anomalib_lite.evaluation import metrics
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,

@@ -23,8 +23,8 @@ from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
 from anomalib_lite.images.sources import open_source
+from anomalib_lite.plotting.scored import Scored
 from anomalib_lite.plotting.style import TEXT, axes_of, new_figure, shortened
-from anomalib_lite.results import Scores
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
@@ -53,7 +53,7 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
 
 
-def plot_anomaly_map(scores: Scores, i: int, images: Any) -> Figure:
+def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
     """Image `i` of `scores` beside its overlay, with a contour around what scores above the alarm threshold.
 
     Parameters
@@ -133,7 +133,7 @@ def plot_masks(
 
 
 def save_overlays(
-    scores: Scores, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
+    scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
 ) -> list[Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
     source = open_source(images)
@@ -156,7 +156,7 @@ def save_overlays(
 
 
 def contact_sheet(
-    scores: Scores, images: Any, *, order: Sequence[int] | None = None, columns: int = 6, rows: int = 2
+    scores: Scored, images: Any, *, order: Sequence[int] | None = None, columns: int = 6, rows: int = 2
 ) -> Figure:
     """The images with the highest scores (or those of `order`), each above its overlay.
 

@@ -10,14 +10,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from anomalib_lite.images.sources import open_source
+from anomalib_lite.plotting.scored import Scored
 from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure, shortened
-from anomalib_lite.results import Scores
 
 _CONTEXT = 3.0  # a crop shows this many patches either way
 Box = tuple[int, int, int, int]
 
 
-def plot_retrieval(scores: Scores, i: int, images: Any, training_images: Any) -> Figure:
+def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) -> Figure:
     """Image `i` of `scores`, its worst patch enlarged, the nearest good patch enlarged, and its training image.
 
     Parameters

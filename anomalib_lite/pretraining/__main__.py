@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from anomalib_lite.embedding.embedder import standardised
 from anomalib_lite.embedding.network import SmallNetwork
-from anomalib_lite.hardware import pick_device, pick_dtype
-from anomalib_lite.persistence import write_atomically
+from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.pretraining import classification, distillation, scenes
 from anomalib_lite.pretraining.augmentation import augmented
 from anomalib_lite.pretraining.pool import draw_pool

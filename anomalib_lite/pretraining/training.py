@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from anomalib_lite.checkpoints import load_checkpoint, save_checkpoint
-from anomalib_lite.hardware import autocast
+from anomalib_lite.files.checkpoints import load_checkpoint, save_checkpoint
+from anomalib_lite.machine.hardware import autocast
 from anomalib_lite.pretraining.optimizer import optimizers
 
 Batch = Callable[[int], Any]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_lite.hardware import has_fast_bf16, pick_device
+from anomalib_lite.machine.hardware import has_fast_bf16, pick_device
 
 _BLOCK = 1 << 22  # similarities computed at a time: what the last-level cache holds in bf16
 _GROUP = 64  # bank rows whose maximum is taken first, so that the sort sees m / 64 values

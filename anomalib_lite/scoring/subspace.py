@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anomalib_lite.reduction import PCA
 from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.reduction import PCA
 
 
 class SubspaceScorer:

@@ -16,15 +16,16 @@ from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.hardware import autocast, pick_device, pick_dtype
+from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
-from anomalib_lite.persistence import ModelFileError
+from anomalib_lite.machine.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.batches import as_images, pixel_batches
 from anomalib_lite.supervised.cached import CachedImages, opened
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledImages
+from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.networks import (
     BOTTLENECK,
     SmallCNN,
@@ -36,7 +37,6 @@ from anomalib_lite.supervised.networks import (
 )
 from anomalib_lite.supervised.outcome import Predictions
 from anomalib_lite.supervised.splitting import Split
-from anomalib_lite.supervised.storing import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.targets import Target, targets_of
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 

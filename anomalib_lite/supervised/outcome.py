@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_lite import metrics
+from anomalib_lite.evaluation import metrics
 from anomalib_lite.images.loading import UnreadableImage
 
 

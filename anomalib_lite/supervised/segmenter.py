@@ -15,18 +15,18 @@ from torch import Tensor
 
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.hardware import autocast, pick_device, pick_dtype
+from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.images.loading import UnreadableImage, load
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.pixel_metrics import PixelCurves, PixelMetrics
+from anomalib_lite.machine.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.scoring.aggregation import image_score
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.batches import as_images
 from anomalib_lite.supervised.cached import CachedImages, opened
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
+from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.splitting import Split
-from anomalib_lite.supervised.storing import State, load_network, save_network, stored_backbone, without_memory
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 from anomalib_lite.supervised.unet import UNet, segmentation_loss, smoothed
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from anomalib_lite import diagnostics
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import embed_source
+from anomalib_lite.fitted.duplicates import near_duplicates
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages
 
@@ -84,9 +84,7 @@ def survey(images: LabelledImages, embedder: Embedder | None = None) -> Survey:
     readable = np.array(sorted(vectors), dtype=np.int64)
     pairs: list[tuple[int, int]] = []
     if len(readable):
-        found = diagnostics.near_duplicates(
-            np.stack([vectors[i] for i in readable.tolist()]), [str(i) for i in readable.tolist()]
-        )
+        found = near_duplicates(np.stack([vectors[i] for i in readable.tolist()]), [str(i) for i in readable.tolist()])
         pairs = [(int(pair.first), int(pair.second)) for pair in found]
     return Survey(readable, pairs, unreadable)
 

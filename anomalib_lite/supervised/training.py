@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from anomalib_lite.checkpoints import load_checkpoint, save_checkpoint
+from anomalib_lite.files.checkpoints import load_checkpoint, save_checkpoint
 
 OptimizerName = Literal["adam", "sgd", "rmsprop"]
 ScheduleName = Literal["plateau", "one-cycle", "constant"]

@@ -1,0 +1,1 @@
+"""Supervised models and detectors on one held-out half of a labelled folder."""

@@ -1,0 +1,254 @@
+"""Is this a training set to rely on? Every diagnostic of a folder of good images, with advice in words.
+
+Two passes: a patch detector scores every image as if it had not been in training (suspicious images), and one
+vector per image, standardised and reduced by PCA, shows groups, density, dimensions and near-duplicates.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from anomalib_lite.detector import Detector
+from anomalib_lite.diagnosis import statistics
+from anomalib_lite.diagnosis.projection import EmbeddingMap, Projector
+from anomalib_lite.embedding.streaming import embed_whole
+from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
+from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.scoring.reduction import PCA
+
+# "PCA to 10-30 dimensions before K-means and DBSCAN": distances concentrate above.
+_COMPONENTS = 30
+_NAMED = 5  # images named in the text
+# Kaufman and Rousseeuw (1990): below, no substantial structure; above, a reasonable one.
+_NO_GROUPS, _CLEAR_GROUPS = 0.25, 0.5
+
+# A cluster of so large a share is all there is; the others are outliers.
+_ONE_CLOUD = 0.95
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found among the images; a part that cannot be computed is None, and `notes` says why.
+
+    Attributes
+    ----------
+    n_images : readable images
+    ids : their names, in the order of the rows of `silhouette` and `map`
+    calibration : what threshold these images support, in words
+    sizes : (height, width) with the number of images that have it, the commonest first
+    """
+
+    n_images: int
+    ids: list[str]
+    suspicious: statistics.Suspicious
+    near_duplicates: list[NearDuplicate]
+    calibration: str
+    sizes: list[tuple[tuple[int, int], int]]
+    elbow: statistics.Elbow | None
+    silhouette: statistics.Silhouette | None
+    k_distance: statistics.KDistance | None
+    dbscan: statistics.DBSCANSweep | None
+    variance: statistics.ExplainedVariance
+    map: EmbeddingMap | None
+    notes: list[str] = field(default_factory=list)
+    unreadable: list[UnreadableImage] = field(default_factory=list)
+
+    def verdict(self) -> str:
+        """The findings as short advice, one thing per paragraph."""
+        return "\n".join(self._sentences())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The findings, JSON-able; images are named, the most suspicious first."""
+        suspects = zip(self.suspicious.ids, self.suspicious.scores, self.suspicious.p_values, strict=True)
+        return {
+            "n_images": self.n_images,
+            "suspicious": [
+                {
+                    "id": name,
+                    "p_value": float(p),
+                    "score": float(score),
+                    "outlying": bool(score > self.suspicious.limit),
+                }
+                for name, score, p in suspects
+            ],
+            "near_duplicates": [
+                {"first": pair.first, "second": pair.second, "distance": pair.distance} for pair in self.near_duplicates
+            ],
+            "elbow_k": self.elbow.k if self.elbow else None,
+            "silhouette_k": self.silhouette.k if self.silhouette else None,
+            "silhouette": float(self.silhouette.means.max()) if self.silhouette else None,
+            "eps": self.k_distance.eps if self.k_distance else None,
+            "components_95": self.variance.components_for(0.95),
+            "calibration": self.calibration,
+            "verdict": self.verdict(),
+            "notes": self.notes,
+            "unreadable": [{"id": entry.id, "reason": entry.reason} for entry in self.unreadable],
+        }
+
+    def save_figures(self, folder: str | os.PathLike[str], images: Any | None = None) -> list[Path]:
+        """Write every figure that could be computed as PNG; with `images`, the map shows thumbnails."""
+        from anomalib_lite.diagnosis import figures as plots
+        from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
+
+        drawings: list[tuple[str, Callable[[], Any]]] = [("suspicious", lambda: plots.plot_suspicious(self.suspicious))]
+        if self.elbow is not None:
+            drawings.append(("elbow", lambda: plots.plot_elbow(self.elbow)))  # type: ignore[arg-type]
+        if self.silhouette is not None:
+            drawings.append(("silhouette", lambda: plots.plot_silhouette(self.silhouette)))  # type: ignore[arg-type]
+        if self.k_distance is not None:
+            drawings.append(("k_distance", lambda: plots.plot_k_distance(self.k_distance)))  # type: ignore[arg-type]
+        if self.dbscan is not None:
+            eps = self.k_distance.eps if self.k_distance else None
+            drawings.append(("dbscan", lambda: plots.plot_dbscan_sweep(self.dbscan, eps)))  # type: ignore[arg-type]
+        drawings.append(("variance", lambda: plots.plot_explained_variance(self.variance)))
+        if self.map is not None:
+            suspects = {name for name, far in zip(self.suspicious.ids, self.suspicious.outlying, strict=True) if far}
+            ringed = [name in suspects for name in self.ids]
+            thumbnail = None if images is None else _thumbnails(open_source(images), self.ids)
+            shown = self.map
+            drawings.append(
+                (
+                    "map",
+                    lambda: plot_embedding_map(
+                        shown, [TRAINING] * len(ringed), alarms=ringed, thumbnail=thumbnail, ring="far out"
+                    ),
+                )
+            )
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        written = []
+        for name, draw in drawings:
+            path = folder / f"{name}.png"
+            draw().savefig(path)
+            written.append(path)
+        return written
+
+    def _sentences(self) -> Iterator[str]:
+        unread = f", {len(self.unreadable)} could not be read" if self.unreadable else ""
+        yield f"{self.n_images} images examined{unread}."
+        far = [name for name, out in zip(self.suspicious.ids, self.suspicious.outlying, strict=True) if out]
+        if far:
+            yield (
+                f"Look at {_listed(far)}: {'it is' if len(far) == 1 else 'they are'} unlike all other training images. "
+                "A defective part among the good ones teaches the detector to pass it; take it out and fit again."
+            )
+        else:
+            yield f"No image stands out; the oddest are {_listed(self.suspicious.ids[:3])}."
+        if self.near_duplicates:
+            pairs = [f"{pair.first} and {pair.second}" for pair in self.near_duplicates]
+            yield (
+                f"Nearly the same picture: {_listed(pairs)}. Duplicates make the threshold too sure of itself; "
+                "keep one of each."
+            )
+        if len(self.sizes) > 1:
+            (height, width), count = self.sizes[0]
+            others = sum(number for _, number in self.sizes[1:])
+            yield (
+                f"{others} of {others + count} images are not {width} × {height} pixels; all are resized to one "
+                "square, so parts photographed at another size or crop look unlike each other."
+            )
+        yield self._about_groups()
+        count = self.variance.components_for(0.95)
+        yield f"{count} principal components hold 95 % of the variance of the image vectors."
+        yield self.calibration
+        yield from self.notes
+
+    def _about_groups(self) -> str:
+        if self.silhouette is None or self.elbow is None:
+            return "Too few images to look for groups."
+        best, k = float(self.silhouette.means.max()), self.silhouette.k
+        if best < _NO_GROUPS:
+            tried = f"best silhouette {best:.2f} at {k} clusters, elbow at {self.elbow.k}"
+            return f"The images form one cloud ({tried})."
+        sizes = np.unique(self.silhouette.labels, return_counts=True)[1]
+        if sizes.max() > _ONE_CLOUD * sizes.sum():
+            few = int(sizes.sum() - sizes.max())
+            return f"But for {few} image{'s' * (few > 1)} far from all others, the images form one cloud."
+        apart = "clearly" if best >= _CLEAR_GROUPS else "weakly"
+        return (
+            f"The images fall into {k} groups, {apart} apart (silhouette {best:.2f}); the elbow is at {self.elbow.k}. "
+            "If these are different products or set-ups, consider a detector for each."
+        )
+
+
+def diagnose(images: Any, **parameters: Any) -> Diagnosis:
+    """Examine a set of good images.
+
+    Parameters
+    ----------
+    images : folder, paths, arrays, PIL images, tensor or ImageSource
+    **parameters : of `Detector`; level and scorer are patch and knn unless said otherwise
+
+    Raises
+    ------
+    NoGoodImagesError
+        If too few images can be read to fit a detector.
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> good = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
+    >>> found = diagnose([*good, good[3]], image_size=64)
+    >>> [(pair.first, pair.second) for pair in found.near_duplicates]
+    [('image_0003', 'image_0012')]
+    """
+    source = open_source(images)
+    # Every image may be the defective one, so every image is scored.
+    detector = Detector(**{"calibration_images": max(1, len(source)), **parameters}).fit(source)
+    scores = detector.fitted_.train_scores
+    indices = sorted(scores)
+    X, _ = embed_whole(detector.embedder, source, np.array(indices), workers=detector.workers)
+    ids = [source.ids[i] for i in indices]
+    rows = PCA(min(_COMPONENTS, *X.shape), standardize=True).fit(X).transform(X)
+    notes: list[str] = []
+    seed = detector.random_state
+
+    def attempt(what: str, compute: Callable[[], T]) -> T | None:
+        try:
+            return compute()
+        except ValueError as error:
+            notes.append(f"No {what}: {error}.")
+            return None
+
+    distances = attempt("k-distance", lambda: statistics.k_distance(rows))
+    return Diagnosis(
+        n_images=len(indices),
+        ids=ids,
+        suspicious=statistics.suspicious(ids, [scores[i] for i in indices]),
+        near_duplicates=near_duplicates(rows, ids),
+        calibration=detector.fitted_.calibration.explain(),
+        # Of rotated copies, which follow each other, the first is the image as it is.
+        sizes=Counter(
+            (int(h), int(w)) for h, w in detector.train_sizes_[np.array(indices) * detector.rotations]
+        ).most_common(),
+        elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
+        silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),
+        k_distance=distances,
+        dbscan=attempt("DBSCAN", lambda: statistics.dbscan_sweep(rows)) if distances else None,
+        variance=statistics.explained_variance((X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-12)),
+        map=attempt("map", lambda: Projector(random_state=seed).fit(X)),
+        notes=notes,
+        unreadable=detector.unreadable_,
+    )
+
+
+def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarray]:
+    from anomalib_lite.images.loading import resize
+
+    position = {name: i for i, name in enumerate(source.ids)}
+    return lambda row: resize(source.read(position[ids[row]]), 48)
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(names[:_NAMED])
+    return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"

@@ -1,0 +1,1 @@
+"""How well detectors do on labelled images: metrics of images and pixels."""

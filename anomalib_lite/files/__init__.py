@@ -1,0 +1,1 @@
+"""How anything gets onto the disk and back: atomically, as model files, as checkpoints."""

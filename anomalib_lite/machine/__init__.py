@@ -1,0 +1,1 @@
+"""What this machine can compute with, and what it has used."""

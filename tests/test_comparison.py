@@ -1,0 +1,337 @@
+"""The comparison: names, rows, both studies, resuming, the command line, and what stops it before it begins."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import resnet18
+from typer.testing import CliRunner
+
+from anomalib_lite import compare, make_metal_nut
+from anomalib_lite.cli import app
+from anomalib_lite.comparison import comparing as comparison
+from anomalib_lite.comparison.methods import Contestant, Settings, read_contestant
+from anomalib_lite.comparison.runs import verdict_of
+from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.supervised.cached import CachedImages
+from anomalib_lite.supervised.labelled import LabelledDataError, open_labelled
+from anomalib_lite.supervised.splitting import split, survey
+
+ROW = {"name", "kind", "image_auroc_mean", "image_auroc_std", "accuracy_mean", "train_seconds", "ms_per_image"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make_metal_nut(tmp_path_factory.mktemp("compared") / "nuts", n_train=10, n_good=6, n_defect=4, size=64)
+
+
+@pytest.fixture(scope="module")
+def compared(folder):
+    return compare(folder, models=["cnn", "linear", "unet", "knn"], seeds=2, epochs=2, few_labels=[2, 4, 500])
+
+
+class TestNames:
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("cnn", Contestant("cnn", "supervised", "cnn")),
+            ("linear", Contestant("linear", "supervised", "linear", "global", "builtin")),
+            ("unet", Contestant("unet", "supervised", "unet")),
+            ("unet@builtin", Contestant("unet@builtin", "supervised", "unet", backbone="builtin")),
+            ("knn", Contestant("knn", "unsupervised", "knn", "patch", "builtin")),
+            ("kmeans-global", Contestant("kmeans-global", "unsupervised", "kmeans", "global", "builtin")),
+            (
+                "finetune@resnet18:layer1+layer2",
+                Contestant(
+                    "finetune@resnet18:layer1+layer2", "supervised", "finetune", "global", "resnet18", "layer1,layer2"
+                ),
+            ),
+        ],
+    )
+    def test_are_made_out(self, name, expected):
+        assert read_contestant(name) == expected
+
+    @pytest.mark.parametrize(
+        ("name", "message"),
+        [
+            ("svm", "no model 'svm' to compare; supervised: cnn, "),
+            ("knn-image", "no model 'knn-image'"),
+            ("cnn@resnet18", "cnn is trained from nothing and takes no backbone"),
+            ("linear@", "name the backbone behind @"),
+        ],
+    )
+    def test_that_mean_nothing_are_refused(self, name, message):
+        with pytest.raises(ValueError, match=message):
+            read_contestant(name)
+
+
+class TestRows:
+    def test_one_for_each_model(self, compared):
+        assert [(row.name, row.kind) for row in compared.rows] == [
+            ("cnn", "supervised"),
+            ("linear", "supervised"),
+            ("unet", "supervised"),
+            ("knn", "unsupervised"),
+        ]
+        for row in compared.rows:
+            assert 0 <= row.image_auroc_mean <= 1
+            assert 0 <= row.accuracy_mean <= 1
+            assert row.train_seconds > 0
+            assert row.ms_per_image > 0
+            assert row.seeds == 2
+        located = {row.name for row in compared.rows if row.pixel_auroc_mean is not None}
+        assert located == {"unet", "knn"}
+        assert len({row.image_auroc_mean for row in compared.rows}) > 1
+
+    def test_everybody_is_tested_on_the_same_half(self, compared):
+        assert compared.counts == {"learn_good": 13, "learn_defective": 8, "test_good": 3, "test_defective": 8}
+
+    def test_the_detector_needs_no_labels(self, compared):
+        for row in compared.left_out:
+            if row.name == "knn":
+                assert row.seen_auroc == row.unseen_auroc
+        assert len({row.seen_auroc for row in compared.left_out if row.name == "knn"}) > 1
+
+    def test_each_kind_is_left_out_in_turn(self, compared):
+        assert {(row.defect, row.name) for row in compared.left_out} == {
+            (defect, name) for defect in ("bent", "color", "flip", "scratch") for name in ("cnn", "linear", "knn")
+        }
+
+    def test_who_takes_part_can_be_said(self, folder):
+        asked = {"seeds": 1, "epochs": 1, "few_labels": [2], "models": ["cnn", "linear", "knn"]}
+        found = compare(folder, study_models=["linear"], **asked)
+        assert {row.name for row in [*found.left_out, *found.few_labels]} == {"linear"}
+        with pytest.raises(ValueError, match="study_models: svm is not among the models compared, cnn, linear, knn"):
+            compare(folder, study_models=["svm"], **asked)
+
+    def test_few_labels_are_those_there_are(self, compared):
+        assert sorted({row.labels for row in compared.few_labels}) == [2, 4]
+
+    def test_mistakes_are_listed(self, compared):
+        row = next(row for row in compared.rows if row.name == "cnn")
+        assert set(compared.misclassified) == {"cnn", "linear", "unet", "knn"}
+        assert 0 < len(compared.misclassified["cnn"]) <= 11
+        assert row.accuracy_mean < 1
+
+    def test_is_json(self, compared):
+        stored = json.loads(compared.to_json())
+        assert all(set(row) >= ROW for row in stored["rows"])
+
+    def test_markdown_has_all_tables(self, compared):
+        text = compared.to_markdown()
+        assert text.count("| --- |") >= 3
+        assert all(f"| {name} |" in text for name in ("cnn", "linear", "unet", "knn"))
+
+    def test_a_few_predicted_masks_are_kept(self, compared):
+        assert set(compared.maps) == {"unet"}
+        kinds = [image_id.split("/")[1] for image_id in compared.maps["unet"]]
+        assert set(kinds) == {"good", "bent", "color", "flip", "scratch"}
+        assert all(pixels.dtype == np.uint8 and pixels.shape == (128, 128) for pixels in compared.maps["unet"].values())
+        assert "maps" not in compared.to_dict()
+
+    def test_files_and_figures(self, compared, folder, tmp_path):
+        written = compared.save(tmp_path / "out", open_labelled(folder))
+        names = {path.name for path in written}
+        assert {"comparison.md", "comparison.json", "comparison.png", "left_out.png", "few_labels.png"} <= names
+        assert {"training_cnn.png", "misclassified_cnn.png", "masks_unet.png"} <= names
+        for path in written:
+            if path.suffix == ".png":
+                with Image.open(path) as image:
+                    assert image.width <= 130 * 7
+
+
+class TestClassFolders:
+    def test_work_without_masks(self, folder, tmp_path):
+        for kind in ("good", "color"):
+            shutil.copytree(folder / "test" / kind, tmp_path / "set" / ("ok" if kind == "good" else kind))
+        found = compare(tmp_path / "set", models=["linear", "knn"], seeds=1, epochs=2)
+        assert len(found.rows) == 2
+        assert found.left_out == []  # one kind of defect: nothing to leave out
+        assert found.rows[1].pixel_auroc_mean is None
+
+    def test_the_default_models_leave_the_unet_out_without_masks(self, folder, tmp_path):
+        from anomalib_lite.comparison.comparing import _contestants
+
+        shutil.copytree(folder / "test", tmp_path / "set")
+        names = [c.name for c in _contestants(None, open_labelled(tmp_path / "set"), "builtin")]
+        assert "unet" not in names
+        assert {"cnn", "linear", "finetune", "knn", "subspace-global"} <= set(names)
+        assert "unet" in [c.name for c in _contestants(None, open_labelled(folder), "builtin")]
+
+
+class TestGrey:
+    @pytest.mark.parametrize("name", ["cnn", "linear", "finetune", "unet", "knn", "subspace-global"])
+    def test_is_as_if_the_files_were_grey(self, folder, tmp_path, name):
+        grey = shutil.copytree(folder, tmp_path / "grey")
+        for path in grey.glob("t*/*/*.png"):
+            Image.open(path).convert("L").save(path)
+        contestant, scores = read_contestant(name), []
+        for root, settings in (
+            (grey, Settings(epochs=1)),
+            (folder, Settings(epochs=1, grey=True)),
+            (folder, Settings(epochs=1)),
+        ):
+            images = open_labelled(root)
+            surveyed = survey(open_labelled(folder))
+            parts, cache = split(images, surveyed), CachedImages(images, surveyed.readable)
+            scores.append(verdict_of(contestant, images, parts, cache, settings, random_state=0).scores)
+        np.testing.assert_array_equal(scores[0], scores[1])
+        assert not np.array_equal(scores[0], scores[2])
+
+
+class TestResuming:
+    def test_a_verdict_comes_back_whole(self, folder, tmp_path):
+        asked = {"models": ["unet"], "seeds": 1, "epochs": 1, "leave_one_out": False, "few_labels": []}
+        first = compare(folder, checkpoints=tmp_path, **asked)
+        again = compare(folder, checkpoints=tmp_path, **asked)
+        assert again.to_dict() == first.to_dict()
+        assert list(again.maps["unet"]) == list(first.maps["unet"])
+        for image_id, pixels in first.maps["unet"].items():
+            np.testing.assert_array_equal(again.maps["unet"][image_id], pixels)
+
+    def test_what_is_done_is_not_done_again(self, folder, tmp_path, monkeypatch):
+        asked = {"models": ["cnn", "linear"], "seeds": 2, "epochs": 2, "few_labels": [2], "checkpoints": tmp_path / "c"}
+        runs: list[str] = []
+
+        class Killed(BaseException):
+            pass
+
+        def dying(contestant, *arguments, **keywords):
+            runs.append(contestant.name)
+            if len(runs) == 3:
+                raise Killed
+            return verdict_of(contestant, *arguments, **keywords)
+
+        monkeypatch.setattr(comparison, "verdict_of", dying)
+        with pytest.raises(Killed):
+            compare(folder, **asked)
+        monkeypatch.setattr(
+            comparison, "verdict_of", lambda one, *a, **k: runs.append(one.name) or verdict_of(one, *a, **k)
+        )
+        runs.clear()
+        resumed = compare(folder, **asked)
+        assert len(runs) == 2 + 2 * 4 + 2  # the rest of the rows, both studies
+        monkeypatch.setattr(comparison, "verdict_of", verdict_of)
+        whole = compare(folder, **{**asked, "checkpoints": None})
+        for one, other in zip(resumed.rows, whole.rows, strict=True):
+            assert one.image_auroc_mean == other.image_auroc_mean
+            assert one.accuracy_mean == other.accuracy_mean
+        assert not list((tmp_path / "c").glob("*.checkpoint"))
+        with pytest.raises(ValueError, match="holds the checkpoints of another comparison"):
+            compare(folder, **{**asked, "test": 0.4})
+
+    def test_other_settings_or_weights_are_trained_anew(self, folder, tmp_path, monkeypatch):
+        runs: list[str] = []
+        monkeypatch.setattr(
+            comparison, "verdict_of", lambda one, *a, **k: runs.append(one.name) or verdict_of(one, *a, **k)
+        )
+        torch.manual_seed(1)
+        others = {"resnet18": resnet18().state_dict()}
+        asked = {"models": ["linear@resnet18"], "seeds": 1, "few_labels": [], "leave_one_out": False}
+        asked |= {"checkpoints": tmp_path}
+        kept = {}
+        for epochs, weights in ((2, {"resnet18": "random"}), (3, {"resnet18": "random"}), (2, others)):
+            found = compare(folder, epochs=epochs, weights=weights, **asked)
+            kept[epochs, len(weights["resnet18"])] = found.rows[0].image_auroc_mean
+        assert len(runs) == 3
+        again = compare(folder, epochs=2, weights=others, **asked)
+        assert len(runs) == 3
+        assert again.rows[0].image_auroc_mean == kept[2, len(others["resnet18"])]
+
+
+class TestFailures:
+    def test_one_model_that_fails_does_not_stop_the_others(self, folder, monkeypatch):
+        from anomalib_lite.supervised.training import TrainingError
+
+        def failing(contestant, *arguments, **keywords):
+            if contestant.model == "cnn":
+                raise TrainingError("cnn: the loss became nan in epoch 1")
+            return verdict_of(contestant, *arguments, **keywords)
+
+        monkeypatch.setattr(comparison, "verdict_of", failing)
+        found = compare(folder, models=["cnn", "knn"], seeds=1, epochs=1, few_labels=[2])
+        assert found.rows[0].error == "cnn: the loss became nan in epoch 1"
+        assert found.rows[0].image_auroc_mean is None
+        assert found.rows[1].image_auroc_mean > 0.5
+        assert "cnn failed: cnn: the loss became nan" in found.to_markdown()
+
+    def test_if_all_fail_it_is_an_error(self, folder, monkeypatch):
+        from anomalib_lite.supervised.training import TrainingError
+
+        def failing(self, *arguments, **keywords):
+            raise TrainingError("the loss became nan in epoch 1")
+
+        monkeypatch.setattr(comparison, "verdict_of", failing)
+        with pytest.raises(TrainingError, match="every model failed, the first with: the loss became nan"):
+            compare(folder, models=["cnn", "knn"], seeds=1, epochs=1)
+
+    def test_weights_that_cannot_be_had_stop_it_before_training(self, folder, monkeypatch, tmp_path):
+        monkeypatch.setattr(comparison, "verdict_of", lambda *a, **k: pytest.fail("trained"))
+        with pytest.raises(WeightsError, match=r"no weights file .*none\.pth"):
+            compare(folder, models=["cnn", "linear@resnet18"], weights={"resnet18": tmp_path / "none.pth"})
+
+    def test_masks_matter_only_to_the_unet(self, folder, tmp_path):
+        broken = shutil.copytree(folder, tmp_path / "nuts")
+        Image.fromarray(np.full((64, 64), 255, np.uint8)).save(broken / "ground_truth" / "flip" / "stray_mask.png")
+        with pytest.raises(LabelledDataError, match=r"stray_mask\.png: no image .*take the mask away"):
+            compare(broken, models=["unet"], seeds=1)
+        found = compare(broken, models=["linear"], seeds=1, epochs=1, leave_one_out=False, few_labels=[])
+        assert any("stray_mask.png" in problem for problem in found.problems)
+
+    def test_unreadable_images_are_listed_and_left_out(self, folder, tmp_path):
+        broken = shutil.copytree(folder, tmp_path / "nuts")
+        (broken / "test" / "flip" / "bad.png").write_bytes(b"no picture")
+        found = compare(broken, models=["linear"], seeds=1, epochs=1, leave_one_out=False, few_labels=[])
+        assert [one.id for one in found.unreadable] == ["test/flip/bad.png"]
+
+
+class TestCommand:
+    def test_prints_one_json_object(self, folder, tmp_path):
+        out = tmp_path / "out"
+        command = f"compare {folder} --models linear,knn --seeds 1 --epochs 2 --few-labels none --json -o {out}"
+        result = CliRunner().invoke(app, command.split())
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)["rows"]
+        assert [row["name"] for row in rows] == ["linear", "knn"]
+        assert all(set(row) >= ROW for row in rows)
+        assert (out / "comparison.png").exists()
+
+    def test_prints_markdown(self, folder):
+        result = CliRunner().invoke(
+            app, f"compare {folder} --models linear --seeds 1 --epochs 1 --no-leave-one-out --few-labels 2".split()
+        )
+        assert result.stdout.startswith("| name | kind | image AUROC |")
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ("--models svm", "no model 'svm' to compare"),
+            ("--few-labels many", "--few-labels many: give numbers separated by commas"),
+            ("--weights-dir nowhere", "nowhere: no such folder of weights"),
+            ("--good fine", "good='fine' is none of the classes"),
+            ("--seeds 0", "seeds=0"),
+            ("--models ,", "no model named"),
+        ],
+    )
+    def test_wrong_input(self, folder, arguments, message, monkeypatch, capsys):
+        from anomalib_lite.cli import main
+
+        monkeypatch.setattr("sys.argv", ["anomalib-lite", "compare", str(folder), *arguments.split()])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert message in capsys.readouterr().err
+
+    def test_one_class_only(self, tmp_path, monkeypatch, capsys):
+        from anomalib_lite.cli import main
+
+        (tmp_path / "good").mkdir()
+        Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "good" / "a.png")
+        monkeypatch.setattr("sys.argv", ["anomalib-lite", "compare", str(tmp_path)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code == 2
+        assert "only the class good is there" in capsys.readouterr().err

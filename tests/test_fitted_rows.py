@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+
+from anomalib_lite.fitted.rows import RowCollector
+
+
+def fill(collector, n_images, patches=20, seed=0):
+    """Give every image its own rows; returns them as (n_images, patches, 3)."""
+    rows = np.random.default_rng(seed).normal(size=(n_images, patches, 3)).astype(np.float32)
+    for image in range(n_images):
+        collector.add(rows[image], image)
+    return rows
+
+
+@pytest.mark.parametrize("coreset_size", [None, 30])
+class TestEveryCollector:
+    def test_keeps_everything_within_its_budget(self, coreset_size):
+        collector = RowCollector(200, coreset_size=coreset_size)
+        rows = fill(collector, 10)
+        kept, origins = collector.rows()
+        assert np.array_equal(kept, rows.reshape(-1, 3))
+        assert origins.tolist() == [[image, patch] for image in range(10) for patch in range(20)]
+
+    def test_says_where_every_row_came_from(self, coreset_size):
+        collector = RowCollector(100, coreset_size=coreset_size)
+        rows = fill(collector, 60)
+        kept, origins = collector.rows()
+        assert np.array_equal(kept, rows[origins[:, 0], origins[:, 1]])
+        assert len(np.unique(origins, axis=0)) == len(origins)
+
+    def test_keeps_to_its_budget_after_every_image(self, coreset_size):
+        collector = RowCollector(100, coreset_size=coreset_size)
+        for image in range(60):
+            collector.add(np.random.default_rng(image).normal(size=(20, 3)), image)
+            assert collector._count <= 100
+        assert len(collector.rows()[0]) >= 25
+
+    def test_keeps_to_its_budget_when_one_image_is_larger(self, coreset_size):
+        collector = RowCollector(50, coreset_size=coreset_size)
+        fill(collector, 3, patches=1000)
+        assert 0 < len(collector.rows()[0]) <= 50
+
+    def test_follows_the_seed(self, coreset_size):
+        kept = []
+        for seed in (1, 1, 2):
+            collector = RowCollector(100, coreset_size=coreset_size, random_state=seed)
+            fill(collector, 60)
+            kept.append(collector.rows()[1].tolist())
+        assert kept[0] == kept[1]
+        assert kept[0] != kept[2]
+
+    def test_is_empty_afterwards(self, coreset_size):
+        collector = RowCollector(200, coreset_size=coreset_size)
+        fill(collector, 3)
+        collector.rows()
+        collector.add(np.ones((5, 3)), 7)
+        assert collector.rows()[1][:, 0].tolist() == [7] * 5
+
+
+class TestThinning:
+    def test_by_k_center_keeps_rare_rows(self):
+        rng = np.random.default_rng(0)
+        planted = {4: [30.0, 0, 0], 31: [0, -30.0, 0], 57: [0, 0, 30.0]}
+        collector = RowCollector(100, coreset_size=30)
+        for image in range(60):
+            rows = rng.normal(size=(20, 3))
+            if image in planted:
+                rows[11] = planted[image]
+            collector.add(rows, image)
+        origins = collector.rows()[1].tolist()
+        assert all([image, 11] in origins for image in planted)
+
+    def test_by_k_center_covers_the_stream(self):
+        collector = RowCollector(400, coreset_size=100)
+        rows = fill(collector, 300).reshape(-1, 3)
+        kept = collector.rows()[0]
+        radius = np.sqrt(((rows[:, None] - kept) ** 2).sum(axis=2)).min(axis=1).max()
+        chance = rows[np.random.default_rng(0).choice(len(rows), len(kept), replace=False)]
+        assert radius < 0.7 * np.sqrt(((rows[:, None] - chance) ** 2).sum(axis=2)).min(axis=1).max()
+
+    def test_at_random_gives_every_image_the_same_chance(self):
+        """Early and late images, of which the early ones are thinned many times."""
+        n_images, n_seeds = 64, 60
+        counts = np.zeros(n_images)
+        for seed in range(n_seeds):
+            collector = RowCollector(200, coreset_size=None, random_state=seed)
+            fill(collector, n_images, seed=seed)
+            counts += np.bincount(collector.rows()[1][:, 0], minlength=n_images)
+        eighths = counts.reshape(8, -1).sum(axis=1)
+        assert eighths.sum() > n_seeds * 80
+        # Chance varies a sum of some 1000 by 3 %.
+        assert eighths / eighths.mean() == pytest.approx(np.ones(8), abs=0.15)
+        # Which patch it is does not matter either.
+        assert counts.min() > 0
