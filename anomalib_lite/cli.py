@@ -65,7 +65,7 @@ _DETECTOR_FLAGS: dict[str, Any] = {
     "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
     "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 4096]")),
     "k": (int | None, typer.Option(help="knn: neighbours averaged [default: 2]")),
-    "trim": (float | None, typer.Option(help="knn: share of odd training rows kept out of the bank")),
+    "trim": (float | None, typer.Option(help="share of odd training patches that are not learnt from")),
     "n_clusters": (str | None, typer.Option(help="kmeans: number of clusters, or silhouette")),
     "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
     "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
@@ -152,7 +152,7 @@ def score(
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
     weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
     as_json: _Json = False,
     strict: _Strict = False,
 ) -> None:
@@ -226,7 +226,7 @@ def report(
         Path | None, typer.Option(help="the good images it was fitted on, to show them beside the new ones")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
     strict: _Strict = False,
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""

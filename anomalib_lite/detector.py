@@ -1,4 +1,4 @@
-"""The detector: embedding, reduction, scorer and calibration, fitted on good images and kept together.
+"""The detector: parameters, an embedder, and after a fit the fitted core. Images in, `Scores` out.
 
 `fit`, `score`, the command line and the benchmarks all go through `Detector`. There is one preprocessing, in the
 embedder.
@@ -6,23 +6,31 @@ embedder.
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
-from anomalib_lite.embedding.streaming import EmbeddedImage, OnUnreadable, embed_source
-from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.fitted.fitting import Fitted, Intake, fit_global, fit_patches
-from anomalib_lite.fitted.storing import load_detector, save_detector
+from anomalib_lite.embedding.streaming import EmbeddedImage, Intake, OnUnreadable, embed_source
+from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
+from anomalib_lite.files import model_file
+from anomalib_lite.files.model_file import ModelFileError
+from anomalib_lite.fitted.core import Fitted, ScoredRows
+from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
+from anomalib_lite.fitted.rows import RowSelection
+from anomalib_lite.fitted.storing import from_arrays, to_arrays
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.results import Nearest, Scores
-from anomalib_lite.scoring import KNNScorer, Scorer, ScorerName, image_score, make_scorer
+from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
 from anomalib_lite.scoring.knn import Selection
 from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
@@ -48,7 +56,10 @@ class Detector:
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
-    bank_size, selection, k, trim : see `scoring.KNNScorer`
+    bank_size, selection, k : see `scoring.KNNScorer`
+    trim : float in [0, 1)
+        Share of patches that are not learnt from, for being farthest from those of other images: set it to the share of
+        bad ones you fear among the good.
     n_clusters : int, "silhouette", or "auto"
         For kmeans. "auto" is 1024 centroids for patches, 32 for global vectors.
     eps, min_samples : see `scoring.DBSCANScorer`
@@ -113,6 +124,7 @@ class Detector:
         random_state: int = 0,
         progress: bool = False,
     ):
+        chosen = {name: value for name, value in locals().items() if name != "self"}
         if not 0 < top_share <= 1:
             raise ValueError(f"top_share={top_share} is a share of patches, in (0, 1]")
         if not 0 < false_alarm_rate < 1:
@@ -125,6 +137,8 @@ class Detector:
             raise ValueError(f"calibration_images={calibration_images}; at least 1")
         if rotations < 1:
             raise ValueError(f"rotations={rotations}; at least 1, the image as it is")
+        self._chosen: dict[str, Any] = chosen
+        self._fitted: Fitted | None = None
         self.rotations = rotations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
@@ -139,15 +153,16 @@ class Detector:
                 bank_size=bank_size,
                 selection=selection,
                 k=k,
-                trim=trim,
                 n_clusters=n_clusters,
                 eps=eps,
                 min_samples=min_samples,
                 random_state=random_state,
+                device=device,
             )
             if isinstance(scorer, str)
             else scorer
         )
+        self.selection = RowSelection(trim, random_state=random_state, device=device)
         self.n_components = n_components
         self.whiten = self.scorer.name in ("kmeans", "dbscan") and level == "patch" if whiten == "auto" else whiten
         self.embedder = Embedder(
@@ -160,6 +175,10 @@ class Detector:
             dtype=dtype,
             batch_size=batch_size,
         )
+
+    def parameters(self) -> dict[str, Any]:
+        """The constructor's arguments, as they were given or left."""
+        return dict(self._chosen)
 
     # ---------------------------------------------------------------- fitting
 
@@ -189,52 +208,49 @@ class Detector:
         source: ImageSource = open_source(images)
         if self.rotations > 1:
             source = RotatedSource(source, self.rotations)
-        order = np.random.default_rng(self.random_state).permutation(len(source))
-        intake = Intake()
         passes = iter(("fit", "calibrate"))
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
             return self._embedded(source, indices, on_unreadable, next(passes))
 
-        if self.embedder.level == "patch":
-            fitted = fit_patches(
-                embed,
-                order,
-                intake,
-                make_reduction=self._new_reduction,
-                make_scorer=self._new_scorer,
-                top_share=self.top_share,
-                false_alarm_rate=self.false_alarm_rate,
-                random_state=self.random_state,
-                calibration_images=self.calibration_images,
-                copies=self.rotations,
-            )
-        else:
-            fitted = fit_global(
-                embed,
-                order,
-                intake,
-                make_reduction=self._new_reduction,
-                make_scorer=self._new_scorer,
-                false_alarm_rate=self.false_alarm_rate,
-                copies=self.rotations,
-            )
-        # A file that cannot be read is one file, at however many angles it was asked for.
-        self.unreadable_ = [
-            UnreadableImage(entry.index // self.rotations, entry.id, entry.reason)
-            for entry in sorted(intake.unreadable, key=lambda entry: entry.index)
-            if entry.index % self.rotations == 0
-        ]
-        self.train_ids_ = list(source.ids)
-        self.train_sizes_ = np.array([intake.sizes.get(i, (0, 0)) for i in range(len(source))], dtype=np.int64)
-        self.n_train_ = len({index // self.rotations for index in intake.sizes})
-        self.scorer = fitted.scorer
-        self.fitted_ = fitted
+        plan = Plan(
+            make_reduction=self._new_reduction,
+            make_scorer=lambda: copy.copy(self.scorer),  # fit binds new attributes, so the template stays as it is
+            selection=self.selection,
+            false_alarm_rate=self.false_alarm_rate,
+            top_share=self.top_share,
+            calibration_images=self.calibration_images,
+            random_state=self.random_state,
+            copies=self.rotations,
+            parameters=self._storable_parameters(),
+            embedder={**self.embedder.describe(), "dtype": str(self.embedder.dtype).removeprefix("torch.")},
+        )
+        learn = fit_patches if self.embedder.level == "patch" else fit_global
+        self._fitted = learn(embed, source.ids, plan)
         return self
 
-    def _new_scorer(self) -> Scorer:
-        """An unfitted scorer with the parameters asked for."""
-        return type(self.scorer)(**self.scorer.parameters())
+    @property
+    def fitted_(self) -> Fitted:
+        """What was learnt.
+
+        Raises
+        ------
+        RuntimeError
+            Before `fit`.
+        """
+        if self._fitted is None:
+            raise RuntimeError("this detector is not fitted yet; call fit(images) or Detector.load(path)")
+        return self._fitted
+
+    @property
+    def n_train_(self) -> int:
+        """Number of images it was fitted on."""
+        return self.fitted_.train.n_readable
+
+    @property
+    def unreadable_(self) -> list[UnreadableImage]:
+        """Images that were given to `fit` and could not be read."""
+        return list(self.fitted_.train.unreadable)
 
     def _new_reduction(self, most: int) -> Reduction:
         """An unfitted reduction for rows that can give `most` components."""
@@ -283,27 +299,22 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
-        fitted = self._require_fitted()
+        fitted = self.fitted_
         source = open_source(images)
         intake = Intake()
         ids: list[str] = []
-        image_scores: list[float] = []
-        maps: list[np.ndarray] = []
+        found: list[ScoredRows] = []
         nearest: list[Nearest] = []
-        stream = self._embedded(source, np.arange(len(source)), on_unreadable, "score")
-        for image in intake.readable(stream):
-            rows = fitted.reduction.transform(image.rows)
-            if isinstance(fitted.scorer, KNNScorer):
-                distances, bank_rows = fitted.scorer.neighbors(rows)
-                patch_scores = distances.mean(axis=1, dtype=np.float64)
-                worst = int(patch_scores.argmax())
-                nearest.append(self._nearest(worst, image, int(bank_rows[worst, 0]), float(distances[worst, 0])))
-            else:
-                patch_scores = fitted.scorer.score(rows)
+        whole: list[np.ndarray] = []
+        for image in intake.readable(self._embedded(source, np.arange(len(source)), on_unreadable, "score")):
+            scored = fitted.score(image.rows)
+            if scored.nearest is not None:
+                nearest.append(_nearest(fitted, scored.worst, scored.nearest, image.original_size))
             ids.append(image.id)
-            image_scores.append(image_score(patch_scores, self.top_share))
-            maps.append(patch_scores.reshape(fitted.grid).astype(np.float32))
-        scores = np.array(image_scores, dtype=np.float64)
+            found.append(scored)
+            whole.append(image.whole)
+        scores = np.array([scored.score for scored in found], dtype=np.float64)
+        maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
         calibration = fitted.calibration
         return Scores(
             ids=ids,
@@ -314,47 +325,34 @@ class Detector:
             false_alarm_rate=calibration.false_alarm_rate,
             guarantee_met=calibration.guarantee_met,
             image_sizes=list(intake.sizes.values()),
-            patch_scores=None
-            if self.embedder.level == "global"
-            else np.array(maps, dtype=np.float32).reshape(-1, *fitted.grid),
+            patch_scores=None if self.embedder.level == "global" else maps,
             # Half the threshold is where good parts live; twice is beyond doubt.
             map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
-            nearest=nearest if isinstance(fitted.scorer, KNNScorer) else None,
+            nearest=nearest if fitted.explains else None,
             unreadable=intake.unreadable,
         )
-
-    def _nearest(self, patch: int, image: EmbeddedImage, bank_row: int, distance: float) -> Nearest:
-        grid = self.fitted_.grid
-        train_image, train_patch = (int(value) for value in self.fitted_.origins[bank_row])
-        height, width = (int(value) for value in self.train_sizes_[train_image])
-        return Nearest(
-            box=_box(patch, grid, image.original_size),
-            train_id=self.train_ids_[train_image],
-            train_box=_box(train_patch, grid, (height, width)),
-            distance=distance,
-        )
-
-    def _require_fitted(self) -> Fitted:
-        if not hasattr(self, "fitted_"):
-            raise RuntimeError("this detector is not fitted yet; call fit(images) or Detector.load(path)")
-        return self.fitted_
 
     # ---------------------------------------------------------------- storing
 
     def config(self) -> dict[str, Any]:
-        """Everything that was chosen, JSON-able."""
+        """Everything that was chosen and what became of it, JSON-able."""
         return {
+            **self._storable_parameters(),
             **self.embedder.describe(),
             "dtype": str(self.embedder.dtype).removeprefix("torch."),
             "device": str(self.embedder.device),
             "scorer": self.scorer.name,
             "scorer_parameters": self.scorer.parameters(),
-            "n_components": self.n_components,
             "whiten": self.whiten,
-            "rotations": self.rotations,
-            "top_share": self.top_share,
-            "false_alarm_rate": self.false_alarm_rate,
-            "random_state": self.random_state,
+        }
+
+    def _storable_parameters(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able; without weights, which a file names by their fingerprint."""
+        scorer, layers = self._chosen["scorer"], self._chosen["layers"]
+        return {
+            **{name: value for name, value in self._chosen.items() if name not in ("weights", "progress")},
+            "layers": layers if layers is None or isinstance(layers, str) else list(layers),
+            "scorer": scorer if isinstance(scorer, str) else {"name": scorer.name, "parameters": scorer.parameters()},
         }
 
     def save(self, path: str | os.PathLike[str], *, include_backbone: bool = False) -> Path:
@@ -375,7 +373,10 @@ class Detector:
         ValueError
             If the scorer is of a class of your own, which the file could not bring back.
         """
-        return save_detector(self, path, include_backbone=include_backbone)
+        arrays, values = to_arrays(self.fitted_)
+        if include_backbone:
+            arrays.update({f"backbone.{key}": value for key, value in self.embedder.parameters().items()})
+        return model_file.save_file(path, arrays, values)
 
     @classmethod
     def load(
@@ -383,9 +384,9 @@ class Detector:
         path: str | os.PathLike[str],
         *,
         weights: Weights | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        batch_size: int = 8,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int | None = None,
         workers: int | None = None,
         progress: bool = False,
     ) -> Detector:
@@ -396,29 +397,60 @@ class Detector:
         path : path
         weights : optional
             The weights of the backbone it was fitted with, unless it is built in, stored in the file, or torchvision's.
-        device, batch_size, workers, progress : as for `Detector`
-        dtype : as for `Detector`, but that "auto" keeps to float32 if it was fitted in it, so that scores stay the same
+        device, dtype, batch_size, workers : as for `Detector`
+            By default as they were chosen for the fit: a device that this machine lacks becomes "auto", and a dtype
+            "auto" the one it was fitted in where that was float32, so that scores stay the same.
+        progress : as for `Detector`
 
         Raises
         ------
         FileNotFoundError
             If there is no such file.
         ModelFileError
-            If it is no detector, is damaged, is of a newer version, or the backbone's weights are not those
+            If it is no detector, is damaged, is of another version, or the backbone's weights are not those
             it was fitted with.
         WeightsError
             If the backbone's weights cannot be had.
         """
-        return load_detector(
-            cls,
-            path,
-            weights=weights,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            workers=workers,
-            progress=progress,
-        )
+        arrays, values = model_file.load_file(path)
+        name = Path(path).name
+        # What is wrong with these is not the fault of the file.
+        pick_dtype(dtype or "auto", pick_device(device or "auto"))
+        given = {"device": device, "dtype": dtype, "batch_size": batch_size, "workers": workers}
+        backbone = {
+            key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
+            for key in [key for key in arrays if key.startswith("backbone.")]
+        }
+        try:
+            parameters = {**values["parameters"], **{key: value for key, value in given.items() if value is not None}}
+            lacking = inspect.signature(cls).parameters.keys() - parameters.keys() - {"weights", "progress"}
+            if lacking:
+                raise KeyError(*lacking)
+            if device is None:
+                parameters["device"] = _usable(parameters["device"])
+            if dtype is None and parameters["dtype"] == "auto" and values["embedder"]["dtype"] == "float32":
+                parameters["dtype"] = "float32"
+            if isinstance(parameters["scorer"], dict):
+                parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
+            fitted = from_arrays(arrays, values, device=parameters["device"])
+            own = StoredWeights(backbone) if backbone and weights is None else weights
+            detector = cls(**parameters, weights=own, progress=progress)
+            shape = detector.embedder.output_shape
+            if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
+                raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
+            fingerprint = str(values["embedder"]["fingerprint"])
+        except WeightsError:
+            raise
+        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error!r})") from error
+        if detector.embedder.fingerprint != fingerprint:
+            raise ModelFileError(
+                f"{name} was fitted with other weights of {parameters['backbone']} than those given: scores would be "
+                f"meaningless (fingerprint {fingerprint[:12]}…, given {detector.embedder.fingerprint[:12]}…). Give the "
+                "same weights file, or fit again"
+            )
+        detector._fitted = fitted
+        return detector
 
 
 def fit(images: Any, **parameters: Any) -> Detector:
@@ -437,6 +469,27 @@ def fit(images: Any, **parameters: Any) -> Detector:
 def score(detector: Detector, images: Any) -> Scores:
     """Score new images with a fitted detector; the same as `detector.score(images)`."""
     return detector.score(images)
+
+
+def _nearest(fitted: Fitted, worst: int, nearest: tuple[int, int, float], image_size: tuple[int, int]) -> Nearest:
+    """Where the worst patch lies in an image of `image_size`, and the training patch it is most like in its own."""
+    train_image, train_patch, distance = nearest
+    height, width = fitted.train.sizes[train_image].tolist()
+    return Nearest(
+        box=_box(worst, fitted.grid, image_size),
+        train_id=fitted.train.ids[train_image],
+        train_box=_box(train_patch, fitted.grid, (height, width)),
+        distance=distance,
+    )
+
+
+def _usable(device: str) -> str:
+    """The device asked for at the fit, or "auto" where this machine lacks it."""
+    try:
+        pick_device(device)
+    except ValueError:
+        return "auto"
+    return device
 
 
 def _box(patch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

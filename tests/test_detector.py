@@ -120,7 +120,7 @@ class TestScores:
         scores = singly.score(good)
         # A row that rounds otherwise may change the coreset by one centre, so the same model is asked as well.
         assert scores.scores == pytest.approx(expected.scores, rel=0.02)
-        singly.fitted_ = fitted(backbone=backbone).fitted_
+        singly._fitted = fitted(backbone=backbone).fitted_
         assert singly.score(good).scores == pytest.approx(expected.scores, rel=1e-4)
 
     def test_keep_the_order_given(self, fitted, good, stained):
@@ -268,7 +268,7 @@ class TestNearest:
             grid = detector.embedder.embed(resize(pixels, detector.embedder.image_size)[None])[0]
             patch = grid[round(entry.box[1] / 8), round(entry.box[0] / 8)]
             row = detector.fitted_.reduction.transform(patch[None])
-            distances = np.linalg.norm(detector.scorer.bank_ - row, axis=1)
+            distances = np.linalg.norm(detector.fitted_.scorer.bank_ - row, axis=1)
             image, train_patch = detector.fitted_.origins[distances.argmin()]
             assert entry.distance == pytest.approx(distances.min(), rel=1e-3)
             assert entry.train_id == f"image_{image:04d}"
@@ -339,7 +339,7 @@ class TestParameters:
     def test_an_instance_brings_its_own_parameters(self, train):
         given = SubspaceScorer(n_components=3)
         detector = Detector(scorer=given, **SMALL["builtin"]).fit(train)
-        assert len(detector.scorer.variances_) == 3
+        assert len(detector.fitted_.scorer.variances_) == 3
         assert not hasattr(given, "pca_")  # what was given is not changed
 
     def test_config_is_json(self, fitted):
@@ -434,18 +434,20 @@ class TestModelFile:
             Detector.load(model, dtype="float16")
         assert not isinstance(error.value, ModelFileError)
 
-    @pytest.mark.parametrize("key", ["config", "grid", "train_ids", "n_train"])
+    @pytest.mark.parametrize(
+        "key",
+        ["parameters", "embedder", "scorer", "grid", "top_share", "calibration", "train_ids", "unreadable", "copies"],
+    )
     def test_a_missing_entry(self, model, key):
         rewritten(model, lambda arrays, manifest: manifest.pop(key))
         with pytest.raises(ModelFileError, match=rf"model\.safetensors is damaged: .*{key}"):
             Detector.load(model)
 
     def test_each_missing_choice(self, fitted, model):
-        unused = {"device", "layers"}  # the built-in backbone has no layers to choose
         content = model.read_bytes()
-        for key in set(fitted().config()) - unused:
+        for key in fitted().fitted_.parameters:
             model.write_bytes(content)
-            rewritten(model, lambda arrays, manifest, key=key: manifest["config"].pop(key))
+            rewritten(model, lambda arrays, manifest, key=key: manifest["parameters"].pop(key))
             with pytest.raises(ModelFileError, match=key):
                 Detector.load(model)
 
@@ -462,22 +464,35 @@ class TestModelFile:
     @pytest.mark.parametrize(
         ("where", "value"),
         [
-            ("config", []),
-            ("config", "builtin"),
-            ("config.backbone", ["builtin"]),
-            ("config.backbone", "os.system"),
-            ("config.level", "pixel"),
-            ("config.image_size", "large"),
-            ("config.image_size", None),
-            ("config.scorer", "pickle"),
-            ("config.scorer", {}),
-            ("config.scorer_parameters", {"k": 2, "__reduce__": "os.system"}),
-            ("config.scorer_parameters", {"k": "two"}),
-            ("config.scorer_parameters", {"k": -1}),
-            ("config.top_share", "all"),
-            ("config.top_share", 0),
-            ("config.false_alarm_rate", 2),
-            ("config.random_state", "x"),
+            ("parameters", []),
+            ("parameters", "builtin"),
+            ("parameters.backbone", ["builtin"]),
+            ("parameters.backbone", "os.system"),
+            ("parameters.level", "pixel"),
+            ("parameters.level", "global"),
+            ("parameters.image_size", "large"),
+            ("parameters.image_size", 64.5),
+            ("parameters.image_size", 96),
+            ("parameters.image_size", 4096),
+            ("parameters.image_size", 0),
+            ("parameters.scorer", "pickle"),
+            ("parameters.scorer", {}),
+            ("parameters.top_share", "all"),
+            ("parameters.top_share", 0),
+            ("parameters.false_alarm_rate", 2),
+            ("parameters.random_state", "x"),
+            ("parameters.unheard_of", 1),
+            ("scorer.name", "pickle"),
+            ("scorer.parameters", {"k": 2, "__reduce__": "os.system"}),
+            ("scorer.parameters", {"k": "two"}),
+            ("scorer.parameters", {"k": -1}),
+            ("calibration", {}),
+            ("calibration", {"false_alarm_rate": 2}),
+            ("embedder", {}),
+            ("copies", 0),
+            ("copies", 10**30),
+            ("unreadable", [[0, 1, 2]]),
+            ("unreadable", 7),
             ("grid", 3),
             ("grid", [1, 2, 3]),
             ("grid", [0, 8]),
@@ -510,9 +525,19 @@ class TestModelFile:
             ("reduction.mean", lambda a: a * np.inf),
             ("reduction.mean", lambda a: a[:-1]),
             ("reduction.components", lambda a: a[:, :-1]),
-            ("calibration.scores", lambda a: np.full_like(a, np.nan)),
-            ("calibration.scores", lambda a: a[:0]),
-            ("calibration.false_alarm_rate", lambda a: a + 7),
+            ("train.scores", lambda a: np.full_like(a, np.nan)),
+            ("train.scores", lambda a: a[:0]),
+            ("train.scores", lambda a: a[:-1]),
+            ("train.calibrating", lambda a: a + 1_000),
+            ("train.calibrating", lambda a: a - 1_000),
+            ("train.calibrating", lambda a: a.astype(float)),
+            ("scorer.bank", lambda a: a * 1e30),
+            ("scorer.bank", lambda a: a * np.float32(1e12)),
+            ("scorer.bank", lambda a: a.astype(complex).view(float)),
+            ("reduction.components", lambda a: a * 0),
+            ("reduction.components", lambda a: a * 1e20),
+            ("reduction.scale", lambda a: -a),
+            ("reduction.explained_variance", lambda a: -a),
             ("train.origins", lambda a: a + 10_000),
             ("train.origins", lambda a: a - 1_000),
             ("train.origins", lambda a: a.astype(float)),

@@ -143,7 +143,7 @@ class TestErrors:
         ("options", "message"),
         [
             ({"level": "pixel"}, "level='pixel'; choose 'patch' or 'global'"),
-            ({"image_size": 16}, "image_size=16; networks take a whole number of pixels, 32 to 4096"),
+            ({"image_size": 16}, "image_size=16; networks take a whole number of pixels, 32 to 2048"),
             ({"dtype": "int8"}, "dtype='int8'; choose 'auto', 'float32' or 'bfloat16'"),
             ({"backbone": "resnet19"}, "no backbone 'resnet19'; known: builtin"),
             ({"weights": "imagenet"}, "built-in backbone has its own weights; leave weights out"),

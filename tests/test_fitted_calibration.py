@@ -125,9 +125,10 @@ class TestGuarantee:
 class TestCalibrationState:
     def test_survives_its_state(self):
         calibration = Calibration(tied_scores(25), 0.07)
-        again = Calibration.from_state(calibration.state())
+        again = Calibration(calibration.scores, **calibration.settings())
         assert (again.threshold, again.false_alarm_rate) == (calibration.threshold, 0.07)
         assert again.scores.tolist() == sorted(tied_scores(25))
+        assert again.at_rate(0.5).threshold == Calibration(tied_scores(25), 0.5).threshold
 
     def test_cannot_be_changed_from_outside(self):
         scores = np.array([3.0, 1.0, 2.0])

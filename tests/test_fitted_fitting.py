@@ -97,7 +97,7 @@ class TestCalibration:
     @pytest.mark.parametrize("bank_size", [4096, 100])
     def test_of_knn_uses_the_rows_of_other_images_only(self, train, bank_size):
         detector = Detector(bank_size=bank_size, k=1, top_share=0.2, **SMALL).fit(train)
-        bank, origins = detector.scorer.bank_, detector.fitted_.origins
+        bank, origins = detector.fitted_.scorer.bank_, detector.fitted_.origins
         expected = []
         for index, pixels in enumerate(train):
             rows = rows_of(detector, pixels)
@@ -141,18 +141,13 @@ class TestCalibration:
 
 def calibrated(blocks, make):
     """Fit on blocks (n, patches, d) as if they were embedded images; returns the calibration."""
-    images = [fitting.EmbeddedImage(i, str(i), block.reshape(5, 6, -1), (50, 60)) for i, block in enumerate(blocks)]
-    fitted = fitting.fit_patches(
-        lambda indices: (images[i] for i in indices),
-        np.arange(len(images)),
-        fitting.Intake(),
-        make_reduction=lambda most: Standardizer(),
-        make_scorer=make,
-        top_share=0.5,
-        false_alarm_rate=0.1,
-        random_state=0,
-        calibration_images=1000,
+    images = [
+        fitting.EmbeddedImage(i, str(i), block.reshape(5, 6, -1), block[0], (50, 60)) for i, block in enumerate(blocks)
+    ]
+    plan = fitting.Plan(
+        make_reduction=lambda most: Standardizer(), make_scorer=make, top_share=0.5, false_alarm_rate=0.1
     )
+    fitted = fitting.fit_patches(lambda indices: (images[i] for i in indices), [image.id for image in images], plan)
     assert isinstance(fitted.calibration, Calibration)
     assert fitted.grid == (5, 6)
     return fitted.calibration
@@ -168,14 +163,14 @@ class TestOrigins:
     def test_name_the_image_and_patch_of_every_bank_row(self, train):
         detector = Detector(bank_size=80, **SMALL).fit(train)
         assert detector.fitted_.origins.shape == (80, 2)
-        for row, (image, patch) in zip(detector.scorer.bank_, detector.fitted_.origins, strict=True):
+        for row, (image, patch) in zip(detector.fitted_.scorer.bank_, detector.fitted_.origins, strict=True):
             assert row == pytest.approx(rows_of(detector, train[image])[patch], rel=1e-3, abs=1e-3)
 
     def test_survive_thinning(self, train, monkeypatch):
         monkeypatch.setattr(KNNScorer, "max_rows", 150)
         detector = Detector(bank_size=80, **SMALL).fit(train)
         assert len(np.unique(detector.fitted_.origins[:, 0])) > 6
-        for row, (image, patch) in zip(detector.scorer.bank_, detector.fitted_.origins, strict=True):
+        for row, (image, patch) in zip(detector.fitted_.scorer.bank_, detector.fitted_.origins, strict=True):
             assert row == pytest.approx(rows_of(detector, train[image])[patch], rel=1e-3, abs=1e-3)
 
 
@@ -192,7 +187,7 @@ class TestRotations:
     @pytest.mark.parametrize("bank_size", [4096, 200])
     def test_calibration_leaves_all_copies_of_an_image_out(self, train, bank_size):
         detector = Detector(rotations=4, bank_size=bank_size, k=1, **SMALL).fit(train)
-        bank, image = detector.scorer.bank_, detector.fitted_.origins[:, 0] // 4
+        bank, image = detector.fitted_.scorer.bank_, detector.fitted_.origins[:, 0] // 4
         expected = []
         for index, pixels in enumerate(train):
             others = bank[image != index].astype(np.float64)

@@ -1,7 +1,9 @@
 import numpy as np
 import pytest
 
-from anomalib_lite.fitted.rows import RowCollector
+from anomalib_lite import Detector
+from anomalib_lite.fitted.rows import RowCollector, RowSelection
+from anomalib_lite.images.synthetic import render_part
 
 
 def fill(collector, n_images, patches=20, seed=0):
@@ -92,3 +94,71 @@ class TestThinning:
         assert eighths / eighths.mean() == pytest.approx(np.ones(8), abs=0.15)
         # Which patch it is does not matter either.
         assert counts.min() > 0
+
+
+def test_without_a_budget_everything_is_kept():
+    collector = RowCollector(None, coreset_size=None)
+    rows = fill(collector, 60)
+    assert np.array_equal(collector.rows()[0], rows.reshape(-1, 3))
+
+
+class TestSelection:
+    @pytest.fixture
+    def contaminated(self):
+        """One of 30 images is bad all over, far off in its own direction."""
+        rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+        rows[100:110, 1] += 25
+        return rows, np.repeat(np.arange(30), 10)
+
+    def kept(self, trim, rows, groups):
+        selection = RowSelection(trim).learn(rows, groups)
+        return np.concatenate([10 * i + selection.kept(rows[10 * i : 10 * i + 10], i) for i in range(30)])
+
+    def test_drops_the_rows_that_are_far_from_those_of_other_images(self, contaminated):
+        assert not set(range(100, 110)) & set(self.kept(0.05, *contaminated).tolist())
+
+    def test_drops_no_more_than_its_share(self, contaminated):
+        assert len(self.kept(0.1, *contaminated)) == 270
+        assert len(self.kept(0.0, *contaminated)) == 300
+
+    def test_needs_two_images(self, contaminated):
+        with pytest.raises(ValueError, match="all rows are of one; set it to 0"):
+            RowSelection(0.1).learn(contaminated[0], np.zeros(300, dtype=np.int64))
+
+    @pytest.mark.parametrize("trim", [1.0, -0.1])
+    def test_shares_only(self, trim):
+        with pytest.raises(ValueError, match=f"trim={trim} is a share"):
+            RowSelection(trim)
+
+    def test_stands_before_the_thinning(self, monkeypatch):
+        """k-center keeps the oddest rows: thinned first, the rows to be dropped were those that stayed."""
+        parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(16)]
+        parts[5] = np.random.default_rng(9).integers(0, 255, parts[5].shape, dtype=np.uint8)  # 64 bad patches of 1024
+        monkeypatch.setattr("anomalib_lite.scoring.knn._MAX_ROWS", 300)
+        detector = Detector(image_size=64, bank_size=150, trim=0.08).fit(parts)
+        assert (detector.fitted_.origins[:, 0] == 5).sum() == 0
+        assert len(detector.fitted_.origins) == 150
+
+    @pytest.mark.parametrize("scorer", ["kmeans", "subspace"])
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_serves_every_scorer(self, scorer, level):
+        parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
+        noise = np.random.default_rng(9).integers(0, 255, parts[5].shape, dtype=np.uint8)
+        options = {"image_size": 64, "n_clusters": 8, "scorer": scorer, "level": level, "n_components": 6}
+        hidden, found = (Detector(trim=trim, **options).fit([*parts, noise]) for trim in (0.0, 0.1))
+        assert found.score([noise]).scores[0] > 1.2 * hidden.score([noise]).scores[0]
+
+
+class TestFullBank:
+    def test_is_not_thinned(self, monkeypatch):
+        """Beyond 262 144 rows it was thinned to a quarter without a word."""
+        parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(8)]
+        monkeypatch.setattr("anomalib_lite.scoring.knn._MAX_ROWS", 100)
+        detector = Detector(image_size=64, selection="full", bank_size=50).fit(parts)
+        assert len(detector.fitted_.scorer.bank_) == 8 * 64
+
+    def test_that_does_not_fit_is_refused_before_it_is_collected(self, monkeypatch):
+        parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(8)]
+        monkeypatch.setattr("anomalib_lite.fitted.fitting.available_bytes", lambda: 1000)
+        with pytest.raises(ValueError, match=r"a bank of all 512 rows takes about .* choose selection='k-center'"):
+            Detector(image_size=64, selection="full").fit(parts)

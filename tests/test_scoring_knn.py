@@ -78,38 +78,9 @@ class TestScoreExcluding:
             KNNScorer().fit(good, groups).score_excluding(good, groups)
 
 
-class TestTrim:
-    @pytest.fixture
-    def contaminated(self, good):
-        """One of 30 images is bad all over, far off in its own direction."""
-        good = good.copy()
-        good[100:110] += np.array([25, 0, 0, 0, 0, 0], dtype=np.float32)
-        return good, np.repeat(np.arange(30), 10)
-
-    @pytest.mark.parametrize("selection", ["k-center", "full"])
-    def test_keeps_bad_training_images_from_hiding_defects(self, contaminated, selection):
-        X, groups = contaminated
-        defect = X[105:106] + 0.1
-        hidden = KNNScorer(bank_size=100, selection=selection).fit(X, groups)
-        found = KNNScorer(bank_size=100, selection=selection, trim=0.05).fit(X, groups)
-        assert hidden.score(defect) < 3
-        assert found.score(defect) > 15
-        assert not set(range(100, 110)) & set(found.bank_rows_)
-        assert np.array_equal(found.bank_, X[found.bank_rows_])
-
-    def test_drops_no_more_than_its_share(self, contaminated):
-        X, groups = contaminated
-        assert len(KNNScorer(selection="full", trim=0.1).fit(X, groups).bank_) == 270
-        assert len(KNNScorer(selection="full", trim=0.999, k=2).fit(X, groups).bank_) == 2
-
-    def test_needs_two_images(self, good):
-        with pytest.raises(ValueError, match="all rows are of one; set it to 0"):
-            KNNScorer(trim=0.1).fit(good, np.zeros(300))
-
-
 def test_state_restores_the_very_same_scores(good):
     groups = np.repeat(np.arange(30), 10)
-    scorer = KNNScorer(bank_size=50, k=3, random_state=5, trim=0.1).fit(good, groups)
+    scorer = KNNScorer(bank_size=50, k=3, random_state=5).fit(good, groups)
     restored = KNNScorer.from_state(scorer.parameters(), scorer.state())
     assert np.array_equal(restored.score(new_rows()), scorer.score(new_rows()))
     assert np.array_equal(restored.score_excluding(good, groups), scorer.score_excluding(good, groups))
@@ -125,8 +96,6 @@ class TestErrors:
             ({"k": 0}, "at least 1, got bank_size=4096, k=0"),
             ({"bank_size": 0}, "at least 1, got bank_size=0"),
             ({"k": 5, "bank_size": 4}, "k=5 neighbours wanted from a bank of 4"),
-            ({"trim": 1.0}, "trim=1.0 is a share"),
-            ({"trim": -0.1}, "trim=-0.1 is a share"),
         ],
     )
     def test_impossible_parameters(self, parameters, message):

@@ -23,12 +23,15 @@ from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
 from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
+from anomalib_lite.machine.processes import check_process
 
 Level = Literal["patch", "global"]
 
 # Finer grids cost memory and time with the square and describe pixels rather than parts.
 _FINEST_STRIDE = 8
-LARGEST_SIDE = 4096  # a model file from a stranger must not ask for a picture that fills the memory
+LARGEST_SIDE = 2048  # a model file from a stranger must not ask for a picture that fills the memory
+# Pixels of one pass: larger batches take more memory, and are no faster. Eight images of 512 × 512.
+_PASS_PIXELS = 1 << 21
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -78,9 +81,9 @@ class Embedder:
             raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
         self.backbone = backbone
         self.level = level
-        self.image_size = image_size or backbones.default_input_size(backbone)
+        self.image_size = backbones.default_input_size(backbone) if image_size is None else image_size
         check_image_size(self.image_size)
-        self.batch_size = max(1, batch_size)
+        self.batch_size = max(1, min(batch_size, _PASS_PIXELS // self.image_size**2))
         self.device = pick_device(device)
         self.dtype = pick_dtype(dtype, self.device)
         if backbone == BUILTIN:
@@ -136,10 +139,33 @@ class Embedder:
         -------
         float32 (n, gh, gw, d) at the patch level, (n, d) at the global level.
         """
+        own, whole = self.embed_both(images)
+        return whole if own is None else own
+
+    def embed_both(self, images: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Embed one batch, as `embed` does: patches (n, gh, gw, d), None at the global level; and whole images (n, d).
+
+        Raises
+        ------
+        RuntimeError
+            In a process forked after its parent computed.
+        """
+        check_process()
         with torch.inference_mode():
             outputs = self.network(self.preprocess(images))
+            whole = pool_whole(outputs).cpu().numpy()
+            patches = _patches(outputs, self.image_size) if self.level == "patch" else None
+            return None if patches is None else patches.float().cpu().numpy(), whole
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one image's embedding: (gh, gw, d) at the patch level, (d,) at the global level; without a pass."""
+        empty = {key: tensor.to("meta") for key, tensor in self.network.state_dict().items()}
+        pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.dtype)
+        with torch.inference_mode():
+            outputs = torch.func.functional_call(self.network, empty, (pixels,))
             pooled = _patches(outputs, self.image_size) if self.level == "patch" else pool_whole(outputs)
-        return pooled.float().cpu().numpy()
+        return tuple(pooled.shape[1:])
 
     def preprocess(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""

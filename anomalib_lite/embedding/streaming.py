@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -19,17 +19,38 @@ OnUnreadable = Literal["skip", "raise"]
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """One image's embedding: float32 (gh, gw, d) at the patch level, (d,) at the global level."""
+    """One image's embedding: float32 (gh, gw, d) at the patch level, (d,) at the global level.
+
+    `whole` is the vector of the global level in any case, float32 (d,).
+    """
 
     index: int
     id: str
     embedding: np.ndarray
+    whole: np.ndarray
     original_size: tuple[int, int]
 
     @property
     def rows(self) -> np.ndarray:
         """The embedding as rows (n, d), n = 1 at the global level."""
         return self.embedding.reshape(-1, self.embedding.shape[-1])
+
+
+@dataclass
+class Intake:
+    """What was met on the way through a stream of images: sizes (height, width) by index, and the unreadable ones."""
+
+    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
+    unreadable: list[UnreadableImage] = field(default_factory=list)
+
+    def readable(self, stream: Iterable[EmbeddedImage | UnreadableImage]) -> Iterator[EmbeddedImage]:
+        """Pass readable images on; note their sizes, and the unreadable ones."""
+        for image in stream:
+            if isinstance(image, UnreadableImage):
+                self.unreadable.append(image)
+            else:
+                self.sizes[image.index] = image.original_size
+                yield image
 
 
 def embed_source(
@@ -94,6 +115,6 @@ def embed_whole(
 
 
 def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
-    embeddings = embedder.embed(np.stack([image.pixels for image in batch]))
-    for image, embedding in zip(batch, embeddings, strict=True):
-        yield EmbeddedImage(image.index, image.id, embedding, image.original_size)
+    patches, whole = embedder.embed_both(np.stack([image.pixels for image in batch]))
+    for image, embedding, vector in zip(batch, whole if patches is None else patches, whole, strict=True):
+        yield EmbeddedImage(image.index, image.id, embedding, vector, image.original_size)

@@ -88,7 +88,7 @@ def measure(
     calibration = detector.fitted_.calibration
     own = _at_rate(calibration, labels, scores.scores)
     others = [
-        _at_rate(Calibration(calibration.scores, rate), labels, scores.scores)
+        _at_rate(calibration.at_rate(rate), labels, scores.scores)
         for rate in rates
         if rate != calibration.false_alarm_rate
     ]

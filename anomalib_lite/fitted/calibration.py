@@ -13,8 +13,8 @@ holds approximately (cross-conformal prediction, Vovk, Annals of Mathematics and
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -146,17 +146,13 @@ class Calibration:
             f"all of them ({self.threshold:.6g}); {guarantee}"
         )
 
-    def state(self) -> dict[str, np.ndarray]:
-        """Arrays to store; `from_state` makes the same calibration of them."""
-        return {
-            "scores": self.scores,
-            "false_alarm_rate": np.asarray(self.false_alarm_rate, dtype=np.float64),
-        }
+    def settings(self) -> dict[str, float]:
+        """All but the scores, JSON-able: ``Calibration(scores, **settings)`` is the same calibration."""
+        return {"false_alarm_rate": self.false_alarm_rate}
 
-    @classmethod
-    def from_state(cls, state: Mapping[str, np.ndarray]) -> Calibration:
-        """The calibration whose `state` this is."""
-        return cls(scores=state["scores"], false_alarm_rate=float(state["false_alarm_rate"]))
+    def at_rate(self, false_alarm_rate: float) -> Calibration:
+        """The same scores, for another rate."""
+        return replace(self, false_alarm_rate=false_alarm_rate)
 
     def _allowed(self) -> int:
         """How many calibration scores may reach an alarming score: k of `threshold`."""

@@ -1,4 +1,4 @@
-"""How a detector learns: a stream of embedded good images in, a reduction, a scorer and a calibration out.
+"""How a detector learns: a stream of embedded good images in, the fitted core out.
 
 Patches: the first images (the stream is in random order) teach the PCA, all fill the scorer's rows, and each
 is scored as if it had not been among them. What is held in memory has a budget; images that calibrate
@@ -7,16 +7,20 @@ but were not kept are read once more. Global vectors are few and small, so all a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from anomalib_lite.embedding.streaming import EmbeddedImage
+from anomalib_lite.embedding.streaming import EmbeddedImage, Intake
 from anomalib_lite.fitted.calibration import Calibration, CrossFit
-from anomalib_lite.fitted.rows import RowCollector
+from anomalib_lite.fitted.core import Fitted, TrainingImages
+from anomalib_lite.fitted.rows import RowCollector, RowSelection
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.scoring import DBSCANScorer, KNNScorer, Scorer, image_score
+from anomalib_lite.machine.memory import available_bytes
+from anomalib_lite.scoring import Scorer, image_score
+from anomalib_lite.scoring.base import ExplainsByNeighbors, ScoresLeftOut, coreset_size, least_images
 from anomalib_lite.scoring.reduction import Reduction
 
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
@@ -32,131 +36,94 @@ class NoGoodImagesError(ValueError):
     """Too few readable images to learn from."""
 
 
-@dataclass
-class Intake:
-    """What was met on the way through a stream of images."""
-
-    sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
-    unreadable: list[UnreadableImage] = field(default_factory=list)
-
-    def readable(self, stream: Iterator[EmbeddedImage | UnreadableImage]) -> Iterator[EmbeddedImage]:
-        """Pass readable images on; note their sizes, and the unreadable ones."""
-        for image in stream:
-            if isinstance(image, UnreadableImage):
-                self.unreadable.append(image)
-            else:
-                self.sizes[image.index] = image.original_size
-                yield image
-
-
 @dataclass(frozen=True)
-class Fitted:
-    """What a detector knows after fitting.
+class Plan:
+    """What is to be learnt, and how.
 
     Attributes
     ----------
-    origins : int64 (m, 2)
-        For kNN the training image and patch of every bank row; empty for other scorers.
-    grid : (gh, gw)
-        Patches per image; (1, 1) at the global level.
-    train_scores : dict
-        From training image to its score as if unseen, for those that calibrate; empty in a detector that was loaded.
+    make_reduction, make_scorer : unfitted ones; the reduction for rows that can give so many components
+    selection : RowSelection, unfitted
+    false_alarm_rate, top_share, calibration_images, random_state : see `Detector`
+    copies : rotated copies of every image, with consecutive indices; the first calibrates, all others left out
+    parameters, embedder : kept in the result, see `Fitted`
     """
 
-    reduction: Reduction
-    scorer: Scorer
-    calibration: Calibration
-    origins: np.ndarray
-    grid: tuple[int, int]
-    train_scores: dict[int, float] = field(default_factory=dict)
+    make_reduction: Callable[[int], Reduction]
+    make_scorer: Callable[[], Scorer]
+    selection: RowSelection = field(default_factory=RowSelection)
+    false_alarm_rate: float = 0.01
+    top_share: float = 0.01
+    calibration_images: int = 1000
+    random_state: int = 0
+    copies: int = 1
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    embedder: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fit_patches(
-    embed: Embed,
-    order: np.ndarray,
-    intake: Intake,
-    *,
-    make_reduction: Callable[[int], Reduction],
-    make_scorer: Callable[[], Scorer],
-    top_share: float,
-    false_alarm_rate: float,
-    random_state: int,
-    calibration_images: int,
-    copies: int = 1,
-) -> Fitted:
-    """Fit on patch grids of the images `order` (n,), each embedded once (or twice, see the module).
-
-    Of `copies` rotated copies of an image, with consecutive indices, the first calibrates, all others left out;
-    `calibration_images` of them at most.
+def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
+    """Fit on patch grids of the images `ids`, each embedded once (or twice, see the module).
 
     Raises
     ------
     NoGoodImagesError
-        If fewer than two images can be read, or three for DBSCAN.
+        If fewer images can be read than the scorer needs.
     ValueError
-        If the images are all the same.
+        If the images are all the same, or all rows are to be kept and do not fit into memory.
     """
-    stream = intake.readable(embed(order))
-    scorer = make_scorer()
-    # DBSCAN's knee compares images with each other, also when calibration leaves one out.
-    least = 3 if isinstance(scorer, DBSCANScorer) else 2
+    copies = plan.copies
+    intake = Intake()
+    stream = intake.readable(embed(_shuffled(ids, plan)))
+    scorer = plan.make_scorer()
+    least = least_images(scorer)
     sample = _first(stream, _SAMPLE_BYTES, least, copies)
-    _require_enough(sample, intake, len(order), least, copies)
+    _require_enough(sample, intake, len(ids), least, copies)
     grid = sample[0].embedding.shape[:2]
     X = np.concatenate([image.rows for image in sample])
-    reduction = make_reduction(min(X.shape)).fit(X)
+    reduction = plan.make_reduction(min(X.shape)).fit(X)
+    selection = plan.selection
+    if selection.trim:
+        groups = np.repeat([image.index // copies for image in sample], grid[0] * grid[1])
+        selection = selection.learn(reduction.transform(X), groups)
     del X
 
-    collector = RowCollector(scorer.max_rows, coreset_size=_coreset_size(scorer), random_state=random_state)
+    if scorer.max_rows is None:
+        _require_memory(len(ids) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
+    collector = RowCollector(scorer.max_rows, coreset_size=coreset_size(scorer), random_state=plan.random_state)
     held: dict[int, np.ndarray] = {}
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
-        collector.add(rows, image.index)
-        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < calibration_images:
+        kept = selection.kept(rows, image.index // copies)
+        collector.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept)
+        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < plan.calibration_images:
             held[image.index] = rows
             held_bytes += rows.nbytes
 
     X, origins = collector.rows()
     groups = origins[:, 0] // copies
     scorer.fit(X, groups)
-    unseen = scorer if isinstance(scorer, KNNScorer) else CrossFit(make_scorer).fit(X, groups)
+    unseen = scorer if isinstance(scorer, ScoresLeftOut) else CrossFit(plan.make_scorer).fit(X, groups)
     del X
     train_scores: dict[int, float] = {}
 
     def calibrate(rows: np.ndarray, index: int) -> None:
         patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
-        train_scores[index // copies] = image_score(patch_scores, top_share)
+        train_scores[index // copies] = image_score(patch_scores, plan.top_share)
 
     for index, rows in held.items():
         calibrate(rows, index)
     upright = [index for index in intake.sizes if index not in held and index % copies == 0]
-    rest = upright[: calibration_images - len(held)]
+    rest = upright[: plan.calibration_images - len(held)]
     held.clear()
     if rest:
         for image in Intake().readable(embed(np.array(rest))):
             calibrate(reduction.transform(image.rows), image.index)
-    return Fitted(
-        reduction,
-        scorer,
-        Calibration(np.array(list(train_scores.values())), false_alarm_rate),
-        _bank_origins(scorer, origins),
-        (grid[0], grid[1]),
-        train_scores,
-    )
+    return _finished(plan, ids, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
 
 
-def fit_global(
-    embed: Embed,
-    order: np.ndarray,
-    intake: Intake,
-    *,
-    make_reduction: Callable[[int], Reduction],
-    make_scorer: Callable[[], Scorer],
-    false_alarm_rate: float,
-    copies: int = 1,
-) -> Fitted:
-    """Fit on one vector per image; `copies` as for `fit_patches`.
+def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
+    """Fit on one vector per image.
 
     Raises
     ------
@@ -165,26 +132,31 @@ def fit_global(
     ValueError
         If the images are all the same.
     """
-    images = list(intake.readable(embed(order)))
+    copies = plan.copies
+    intake = Intake()
+    images = list(intake.readable(embed(_shuffled(ids, plan))))
     # Calibration leaves one out, and what is left has to vary.
-    _require_enough(images, intake, len(order), 3, copies)
+    _require_enough(images, intake, len(ids), 3, copies)
     X = np.stack([image.embedding for image in images])
     index = np.array([image.index for image in images])
+    groups = index // copies
 
     def make() -> _Pipeline:
-        return _Pipeline(make_reduction(X.shape[1]), make_scorer())
+        return _Pipeline(plan.make_reduction(X.shape[1]), plan.make_scorer())
 
-    groups = index // copies
-    fitted = make().fit(X, groups)
+    rows = np.arange(len(X))
+    if plan.selection.trim:
+        reduced = plan.make_reduction(min(X.shape)).fit(X).transform(X)
+        selection = plan.selection.learn(reduced, groups)
+        rows = np.flatnonzero([len(selection.kept(reduced[i : i + 1], groups[i])) for i in rows])
+    fitted = make().fit(X[rows], groups[rows])
     # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
-    unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X, groups)
+    unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X[rows], groups[rows])
     upright = index % copies == 0
     scores = unseen.score_excluding(X[upright], groups[upright])
-    origins = np.stack([index, np.zeros_like(index)], axis=1)
-    origins = _bank_origins(fitted.scorer, origins)
     train_scores = dict(zip(groups[upright].tolist(), scores.tolist(), strict=True))
-    calibration = Calibration(scores, false_alarm_rate)
-    return Fitted(fitted.reduction, fitted.scorer, calibration, origins, (1, 1), train_scores)
+    origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
+    return _finished(plan, ids, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
 
 
 class _Pipeline:
@@ -201,6 +173,51 @@ class _Pipeline:
 
     def score(self, X: np.ndarray) -> np.ndarray:
         return self.scorer.score(self.reduction.transform(X))
+
+
+def _finished(
+    plan: Plan,
+    ids: Sequence[str],
+    intake: Intake,
+    reduction: Reduction,
+    scorer: Scorer,
+    origins: np.ndarray,
+    grid: tuple[int, int],
+    train_scores: dict[int, float],
+) -> Fitted:
+    """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
+    # A file that cannot be read is one file, at however many angles it was asked for.
+    unreadable = tuple(
+        UnreadableImage(entry.index // plan.copies, entry.id, entry.reason)
+        for entry in sorted(intake.unreadable, key=lambda entry: entry.index)
+        if entry.index % plan.copies == 0
+    )
+    scores = np.array(list(train_scores.values()), dtype=np.float64)
+    train = TrainingImages(
+        ids=tuple(ids),
+        sizes=np.array([intake.sizes.get(i, (0, 0)) for i in range(len(ids))], dtype=np.int64),
+        unreadable=unreadable,
+        calibrating=np.array(list(train_scores), dtype=np.int64),
+        scores=scores,
+        copies=plan.copies,
+    )
+    explains = isinstance(scorer, ExplainsByNeighbors)
+    return Fitted(
+        reduction=reduction,
+        scorer=scorer,
+        calibration=Calibration(scores, plan.false_alarm_rate),
+        grid=grid,
+        top_share=plan.top_share,
+        origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
+        train=train,
+        parameters=plan.parameters,
+        embedder=plan.embedder,
+    )
+
+
+def _shuffled(ids: Sequence[str], plan: Plan) -> np.ndarray:
+    """Indices of all images in random order, so that the first of them are a random sample."""
+    return np.random.default_rng(plan.random_state).permutation(len(ids))
 
 
 def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, copies: int) -> list[EmbeddedImage]:
@@ -224,14 +241,6 @@ def _emptying(sample: list[EmbeddedImage], stream: Iterator[EmbeddedImage]) -> I
     yield from stream
 
 
-def _coreset_size(scorer: Scorer) -> int | None:
-    return scorer.bank_size if isinstance(scorer, KNNScorer) and scorer.selection == "k-center" else None
-
-
-def _bank_origins(scorer: Scorer, origins: np.ndarray) -> np.ndarray:
-    return origins[scorer.bank_rows_] if isinstance(scorer, KNNScorer) else origins[:0]
-
-
 def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, least: int, copies: int) -> None:
     """Refuse too few images, and images that are all the same; rotated copies do not count."""
     n_images = len({image.index // copies for image in images})
@@ -251,4 +260,14 @@ def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, l
         raise ValueError(
             f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
             "images vary, so give images of different parts"
+        )
+
+
+def _require_memory(rows: int, dimension: int) -> None:
+    """Refuse a bank of all rows that does not fit: the rows, the index over them, and what makes both."""
+    needed, there = 4 * 4 * rows * dimension, available_bytes()
+    if there is not None and needed > there:
+        raise ValueError(
+            f"a bank of all {rows} rows takes about {needed / 1e9:.1f} GB and {there / 1e9:.1f} GB of memory are free; "
+            "choose selection='k-center', or give fewer images"
         )

@@ -1,8 +1,9 @@
-"""Keep what a fit needs of a stream of images, in memory that does not grow with their number.
+"""Rows of a stream of images: which of them are learnt from, and how their memory does not grow with their number.
 
-Per image a block of rows (patches, d) goes in; rows for the scorer and the blocks of a few images, for
-calibration, come out. Up to a budget everything is kept; beyond it rows are thinned: by greedy k-center where rare rows
-matter (merge and reduce), otherwise uniformly at random.
+Per image a block of rows (patches, d) goes in. `RowSelection` decides which of them may be learnt from at all, and
+stands before anything is thinned: a k-center coreset keeps the oddest rows, so it must never see those to be dropped.
+`RowCollector` keeps rows up to a budget; beyond it they are thinned: by greedy k-center where rare rows matter (merge
+and reduce), otherwise uniformly at random.
 """
 
 from __future__ import annotations
@@ -10,6 +11,69 @@ from __future__ import annotations
 import numpy as np
 
 from anomalib_lite.scoring.coreset import greedy_k_center
+from anomalib_lite.scoring.neighbors import NeighborIndex
+
+# Rows that stand for all when odd ones are told. Drawn at random, they have few of the rare rows, bad ones among them,
+# so the distance to them judges by density.
+_REFERENCE = 4096
+
+
+class RowSelection:
+    """Tells which rows of an image to learn from.
+
+    Parameters
+    ----------
+    trim : float in [0, 1)
+        Share of rows left out for being farthest from the rows of other images.
+    random_state : int
+    device : str
+        Where to search.
+
+    Raises
+    ------
+    ValueError
+        If `trim` is no such share.
+
+    Examples
+    --------
+    >>> X = np.append(np.random.default_rng(0).normal(size=(99, 2)), [[50.0, 50.0]], axis=0).astype(np.float32)
+    >>> selection = RowSelection(trim=0.01).learn(X, np.arange(100))
+    >>> selection.kept(X[98:], 98).tolist()
+    [0]
+    """
+
+    def __init__(self, trim: float = 0.0, *, random_state: int = 0, device: str = "auto"):
+        if not 0 <= trim < 1:
+            raise ValueError(f"trim={trim} is a share of rows, in [0, 1)")
+        self.trim = trim
+        self.random_state = random_state
+        self.device = device
+
+    def learn(self, X: np.ndarray, groups: np.ndarray) -> RowSelection:
+        """Learn how far rows lie from those of other images, from rows (n, d) of the images `groups` (n,).
+
+        Raises
+        ------
+        ValueError
+            If rows are to be left out, and all are of one image.
+        """
+        if not self.trim:
+            return self
+        if groups.min() == groups.max():
+            raise ValueError(f"trim={self.trim} compares images with each other, and all rows are of one; set it to 0")
+        drawn = np.random.default_rng(self.random_state).permutation(len(X))[:_REFERENCE]
+        self._reference = NeighborIndex(X[drawn], groups[drawn], device=self.device)
+        self._limit = float(np.quantile(self._distances(X, groups), 1 - self.trim, method="lower"))
+        return self
+
+    def kept(self, rows: np.ndarray, image: int) -> np.ndarray:
+        """Positions (m,) of the rows (n, d) of an image that are learnt from."""
+        if not self.trim:
+            return np.arange(len(rows))
+        return np.flatnonzero(self._distances(rows, np.full(len(rows), image)) <= self._limit)
+
+    def _distances(self, rows: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        return self._reference.search(rows, exclude=groups)[0][:, 0]
 
 
 class RowCollector:
@@ -17,8 +81,8 @@ class RowCollector:
 
     Parameters
     ----------
-    budget : int
-        Rows kept at most, but for the last image's.
+    budget : int or None
+        Rows kept at most, but for the last image's; None keeps all.
     coreset_size : int or None
         When the budget is exceeded, replace all rows by a greedy k-center coreset of this size, which keeps
         rare rows (merge and reduce; the covering radii of the rounds add up at worst). None thins
@@ -26,7 +90,7 @@ class RowCollector:
     random_state : int
     """
 
-    def __init__(self, budget: int, *, coreset_size: int | None, random_state: int = 0):
+    def __init__(self, budget: int | None, *, coreset_size: int | None, random_state: int = 0):
         self.budget = budget
         self.coreset_size = coreset_size
         self.random_state = random_state
@@ -37,15 +101,15 @@ class RowCollector:
         self._count = 0
         self._share = 1.0  # of new rows let in, when thinning at random
 
-    def add(self, rows: np.ndarray, image: int) -> None:
-        """Take in the rows (patches, d) of one image."""
-        patches = np.arange(len(rows))
+    def add(self, rows: np.ndarray, image: int, patches: np.ndarray | None = None) -> None:
+        """Take in rows (n, d) of one image; `patches` (n,) are their numbers in it, by default 0, 1, …"""
+        patches = np.arange(len(rows)) if patches is None else patches
         if self._share < 1:
-            patches = np.flatnonzero(self._rng.random(len(rows)) < self._share)
-            rows = rows[patches]
+            drawn = self._rng.random(len(rows)) < self._share
+            rows, patches = rows[drawn], patches[drawn]
         origin = np.stack([np.full(len(rows), image), patches], axis=1)
         self._append(rows, origin)
-        while self._count > self.budget:
+        while self.budget is not None and self._count > self.budget:
             self._thin()
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -57,7 +121,9 @@ class RowCollector:
     def _append(self, rows: np.ndarray, origins: np.ndarray) -> None:
         end = self._count + len(rows)
         if end > len(self._rows):
-            self._rows = _enlarged(self._rows[: self._count], max(end, self.budget + len(rows)), rows)
+            # Without a budget the block doubles, so that every row is moved once or twice.
+            capacity = 2 * end if self.budget is None else max(end, self.budget + len(rows))
+            self._rows = _enlarged(self._rows[: self._count], capacity, rows)
             self._origins = _enlarged(self._origins[: self._count], len(self._rows), origins)
         self._rows[self._count : end] = rows
         self._origins[self._count : end] = origins

@@ -1,8 +1,13 @@
-"""What every scorer promises: rows of good examples in, anomaly scores of new rows out."""
+"""What every scorer promises: rows of good examples in, anomaly scores of new rows out.
+
+What more one can do is asked for by shape, so that a scorer of your own gets it too: `ExplainsByNeighbors`,
+`ScoresLeftOut`, and the attributes `least_images` and `coreset_size`, both optional.
+"""
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Protocol
+from collections.abc import Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -15,8 +20,14 @@ class Scorer(Protocol):
     """
 
     name: ClassVar[str]
-    max_rows: ClassVar[int]
-    """Rows that are worth showing to `fit`; more are thinned out before."""
+
+    @property
+    def max_rows(self) -> int | None:
+        """Rows that are worth showing to `fit`; more are thinned out before. None: all, whatever they cost.
+
+        They are thinned at random, or to a k-center coreset where the scorer has a `coreset_size`.
+        """
+        ...
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> Scorer:
         """Learn from rows `X` (n, d); `groups` (n,) names the image each row came from."""
@@ -27,7 +38,7 @@ class Scorer(Protocol):
         ...
 
     def parameters(self) -> dict[str, Any]:
-        """Constructor arguments, JSON-able."""
+        """Constructor arguments that decide scores, JSON-able; `device` does not."""
         ...
 
     def state(self) -> dict[str, np.ndarray]:
@@ -35,7 +46,46 @@ class Scorer(Protocol):
         ...
 
     @classmethod
-    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> Scorer: ...
+    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto") -> Scorer:
+        """The scorer whose `state` this is.
+
+        Raises
+        ------
+        ValueError
+            If the arrays do not fit one another or hold what no fit leaves behind.
+        """
+        ...
+
+
+@runtime_checkable
+class ExplainsByNeighbors(Protocol):
+    """A scorer that names the good row a new one is most like.
+
+    After `fit` its `bank_rows_` (m,) are the positions of its bank among the rows it was given.
+    """
+
+    def score_and_nearest(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores (n,) of rows (n, d), positions (n,) in the bank of their nearest rows, distances (n,) to these."""
+        ...
+
+
+@runtime_checkable
+class ScoresLeftOut(Protocol):
+    """A scorer that can score the rows it was fitted on as if it had not seen their group (image)."""
+
+    def score_excluding(self, X: np.ndarray, groups: np.ndarray) -> np.ndarray:
+        """Scores (n,) of rows (n, d) of the groups (n,)."""
+        ...
+
+
+def least_images(scorer: Scorer) -> int:
+    """Images a scorer needs to be fitted and calibrated: its `least_images`, or 2, one of them to be left out."""
+    return int(getattr(scorer, "least_images", 2))
+
+
+def coreset_size(scorer: Scorer) -> int | None:
+    """Rows of the k-center coreset that may stand for all rows shown to a scorer: its `coreset_size`, or none."""
+    return getattr(scorer, "coreset_size", None)
 
 
 def check_rows(X: np.ndarray, dimension: int | None = None) -> np.ndarray:
@@ -58,6 +108,44 @@ def check_rows(X: np.ndarray, dimension: int | None = None) -> np.ndarray:
         bad = int((~np.isfinite(X)).any(axis=1).sum())
         raise ValueError(f"{bad} of {len(X)} rows hold NaN or infinity; look for broken images or features")
     return X
+
+
+def check_state(state: Mapping[str, np.ndarray], **shapes: str) -> tuple[int, ...]:
+    """Check arrays that come from a file: there, finite, and of shapes that fit one another.
+
+    Parameters
+    ----------
+    state : arrays by name
+    shapes : per array its axes, such as "m d": a letter stands for one length wherever it occurs, a number for itself
+
+    Returns
+    -------
+    The lengths of the letters, in the order they occur.
+
+    Raises
+    ------
+    ValueError
+        If an array is missing, has another shape, or holds NaN or infinity.
+    """
+    lengths: dict[str, int] = {}
+    for name, axes in shapes.items():
+        array = state.get(name)
+        wanted = axes.split()
+        if array is None or array.dtype.kind not in "iuf" or array.ndim != len(wanted) or 0 in array.shape:
+            raise ValueError(f"{name} is missing or is no array of numbers ({', '.join(wanted)})")
+        for axis, length in zip(wanted, array.shape, strict=True):
+            if length != (int(axis) if axis.isdigit() else lengths.setdefault(axis, length)):
+                raise ValueError(f"{name} has shape {array.shape}, which does not fit ({', '.join(wanted)})")
+        if not np.isfinite(array).all():
+            raise ValueError(f"{name} holds NaN or infinity")
+    return tuple(lengths.values())
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """The array as it is, but for writing."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def check_groups(groups: np.ndarray | None, n: int) -> np.ndarray:

@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_lite.machine.processes import check_process
+
 # Rows that fit the second-level cache with their vectors (4096 × 128 floats = 2 MB).
 _POOL = 4096
 # Rows per block when all rows are updated: block × pending centres stay in cache.
@@ -44,6 +46,11 @@ def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple
     radius : float
         Covering radius: largest distance of a row to its nearest centre.
 
+    Raises
+    ------
+    ValueError
+        If there is no row, `size` is below 1, or a row is not finite or too long for its square to be.
+
     Examples
     --------
     >>> X = np.array([[0.0], [1.0], [9.0], [10.0]])
@@ -55,9 +62,12 @@ def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple
     n = len(rows)
     if n == 0 or size < 1:
         raise ValueError(f"a coreset needs at least one row and one centre, got {n} rows and size={size}")
+    check_process()
     # Centring loses nothing and keeps |x|² - 2xy + |y|² from cancelling.
     rows = rows - rows.mean(dim=0)
     norms = (rows * rows).sum(dim=1)
+    if not torch.isfinite(norms).all():
+        raise ValueError("rows hold NaN, infinity or values whose squares overflow; look for broken images or features")
     first = int(np.random.default_rng(random_state).integers(n))
     chosen = [first]
     bounds = torch.full((n,), float("inf"))

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows, check_state, read_only
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 _BLOCK = 1024
@@ -29,7 +29,8 @@ class DBSCANScorer:
         `min_samples`-th neighbour in other groups (images), where the curve turns upwards.
     min_samples : int
         Rows within eps, itself included, that make a core sample.
-    random_state : int
+    device : str
+        Where to search; does not change scores beyond rounding.
 
     Attributes
     ----------
@@ -46,15 +47,17 @@ class DBSCANScorer:
 
     name: ClassVar[str] = "dbscan"
     max_rows: ClassVar[int] = 16_384
+    least_images: ClassVar[int] = 3
+    """The knee compares images with each other, also when calibration leaves one out."""
 
-    def __init__(self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, random_state: int = 0):
+    def __init__(self, *, eps: float | Literal["knee"] = "knee", min_samples: int = 5, device: str = "auto"):
         if eps != "knee" and not (isinstance(eps, (int, float)) and eps > 0):
             raise ValueError(f"eps={eps!r}; give a distance above 0 or 'knee'")
         if min_samples < 1:
             raise ValueError(f"min_samples={min_samples}; at least 1")
         self.eps = eps
         self.min_samples = min_samples
-        self.random_state = random_state
+        self.device = device
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> DBSCANScorer:
         """Find the core samples among rows `X` (n, d); `groups` (n,) is the image of each row, for the knee.
@@ -87,24 +90,29 @@ class DBSCANScorer:
         return self._index.search(check_rows(X, self.core_samples_.shape[1]))[0][:, 0].astype(np.float64)
 
     def parameters(self) -> dict[str, Any]:
-        return {"eps": self.eps, "min_samples": self.min_samples, "random_state": self.random_state}
+        return {"eps": self.eps, "min_samples": self.min_samples}
 
     def state(self) -> dict[str, np.ndarray]:
         return {"core_samples": self.core_samples_, "eps": np.array([self.eps_])}
 
     @classmethod
-    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> DBSCANScorer:
-        scorer = cls(**parameters)
+    def from_state(
+        cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto"
+    ) -> DBSCANScorer:
+        scorer = cls(**parameters, device=device)
+        check_state(state, core_samples="m d", eps="1")
+        if state["eps"][0] <= 0:
+            raise ValueError(f"eps is {state['eps'][0]}, not a radius")
         scorer.eps_ = float(state["eps"][0])
         scorer._set(state["core_samples"])
         return scorer
 
     def _set(self, core: np.ndarray) -> None:
-        self._index = NeighborIndex(core)
-        self.core_samples_ = core
+        self._index = NeighborIndex(core, device=self.device)
+        self.core_samples_ = read_only(core)
 
     def _knee(self, X: np.ndarray, groups: np.ndarray) -> float:
-        distances = leave_out_k_distances(X, groups, max(1, self.min_samples - 1))
+        distances = leave_out_k_distances(X, groups, max(1, self.min_samples - 1), device=self.device)
         eps = float(distances[knee(distances)])
         # Many identical rows put the knee at zero; the smallest positive distance still joins them.
         positive = distances[distances > 0]
@@ -115,20 +123,20 @@ class DBSCANScorer:
     def _no_core_text(self, X: np.ndarray, eps: float) -> str:
         if self.min_samples > len(X):
             return f"min_samples={self.min_samples} is more than the {len(X)} rows; lower it"
-        enough = NeighborIndex(X).search(X, self.min_samples)[0][:, -1].min()
+        enough = NeighborIndex(X, device=self.device).search(X, self.min_samples)[0][:, -1].min()
         return (
             f"eps={eps:.4g} makes no row a core sample of {self.min_samples} rows; the smallest eps that does is "
             f"{_rounded_up(enough)}. Raise eps, lower min_samples, or use eps='knee'"
         )
 
 
-def leave_out_k_distances(X: np.ndarray, groups: np.ndarray, k: int) -> np.ndarray:
+def leave_out_k_distances(X: np.ndarray, groups: np.ndarray, k: int, *, device: str = "auto") -> np.ndarray:
     """Sorted distances (n,) of rows (n, d) to their k-th nearest row of another group."""
     largest = np.unique(groups, return_counts=True)[1].max()
     others = len(X) - largest
     if others == 0:
         raise ValueError("all rows are of one image; distances to other images need a second one")
-    distances = NeighborIndex(X, groups).search(X, min(k, others), exclude=groups)[0][:, -1]
+    distances = NeighborIndex(X, groups, device=device).search(X, min(k, others), exclude=groups)[0][:, -1]
     return np.sort(distances[np.isfinite(distances)]).astype(np.float64)
 
 

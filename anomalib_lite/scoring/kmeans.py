@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_rows, check_state, read_only
 from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
@@ -27,6 +27,8 @@ class KMeansScorer:
         (Rousseeuw 1987); it finds groups that are well apart, which is rarely the count that detects best.
     max_iter : int
     random_state : int
+    device : str
+        Where to search; does not change scores beyond rounding.
 
     Attributes
     ----------
@@ -42,14 +44,26 @@ class KMeansScorer:
     """
 
     name: ClassVar[str] = "kmeans"
-    max_rows: ClassVar[int] = 65_536
 
-    def __init__(self, *, n_clusters: int | Literal["silhouette"] = 1024, max_iter: int = 20, random_state: int = 0):
+    def __init__(
+        self,
+        *,
+        n_clusters: int | Literal["silhouette"] = 1024,
+        max_iter: int = 20,
+        random_state: int = 0,
+        device: str = "auto",
+    ):
         if not (n_clusters == "silhouette" or (isinstance(n_clusters, int) and n_clusters >= 1)):
             raise ValueError(f"n_clusters={n_clusters!r}; give a number of clusters or 'silhouette'")
         self.n_clusters = n_clusters
         self.max_iter = max_iter
         self.random_state = random_state
+        self.device = device
+
+    @property
+    def max_rows(self) -> int:
+        """Rows worth showing to `fit`."""
+        return 65_536 if self.n_clusters == "silhouette" else max(65_536, 2 * self.n_clusters)
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> KMeansScorer:
         """Place centroids on rows `X` (n, d); `groups` is not used.
@@ -86,14 +100,17 @@ class KMeansScorer:
         return {"centroids": self.centroids_}
 
     @classmethod
-    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> KMeansScorer:
-        scorer = cls(**parameters)
+    def from_state(
+        cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto"
+    ) -> KMeansScorer:
+        scorer = cls(**parameters, device=device)
+        check_state(state, centroids="k d")
         scorer._set(state["centroids"])
         return scorer
 
     def _set(self, centroids: np.ndarray) -> None:
-        self._index = NeighborIndex(centroids)
-        self.centroids_ = centroids
+        self._index = NeighborIndex(centroids, device=self.device)
+        self.centroids_ = read_only(centroids)
 
     def _cluster(self, X: np.ndarray, count: int) -> tuple[np.ndarray, float]:
         return lloyd(X, count, max_iter=self.max_iter, random_state=self.random_state)

@@ -10,11 +10,14 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows, check_state, read_only
 from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 Selection = Literal["k-center", "random", "full"]
+
+# Rows worth showing to the choice of a bank, unless the bank itself is larger.
+_MAX_ROWS = 262_144
 
 
 class KNNScorer:
@@ -25,13 +28,13 @@ class KNNScorer:
     bank_size : int
         Budget in vectors; memory and search time are proportional to it.
     selection : "k-center", "random" or "full"
-        How the bank is filled when there are more rows than the budget. "full" keeps all rows.
+        How the bank is filled when there are more rows than the budget. "full" keeps all rows, whatever their number:
+        memory and time grow with it.
     k : int
         Neighbours averaged. 1 follows single odd good rows; more smooths and needs a larger bank.
-    trim : float in [0, 1)
-        Share of rows left out of the bank for being farthest from the rows of other groups. k-center picks
-        outliers first, so set it to the share of bad rows you fear among the good ones.
     random_state : int
+    device : str
+        Where to search; does not change scores beyond rounding.
 
     Attributes
     ----------
@@ -47,7 +50,6 @@ class KNNScorer:
     """
 
     name: ClassVar[str] = "knn"
-    max_rows: ClassVar[int] = 262_144
 
     def __init__(
         self,
@@ -55,22 +57,30 @@ class KNNScorer:
         bank_size: int = 4096,
         selection: Selection = "k-center",
         k: int = 2,
-        trim: float = 0.0,
         random_state: int = 0,
+        device: str = "auto",
     ):
         if selection not in ("k-center", "random", "full"):
             raise ValueError(f"selection={selection!r}; choose 'k-center', 'random' or 'full'")
         if bank_size < 1 or k < 1:
             raise ValueError(f"bank_size and k are at least 1, got bank_size={bank_size}, k={k}")
-        if not 0 <= trim < 1:
-            raise ValueError(f"trim={trim} is a share of rows, in [0, 1)")
         if k > bank_size:
             raise ValueError(f"k={k} neighbours wanted from a bank of {bank_size}; lower k or enlarge the bank")
         self.bank_size = bank_size
         self.selection = selection
         self.k = k
-        self.trim = trim
         self.random_state = random_state
+        self.device = device
+
+    @property
+    def max_rows(self) -> int | None:
+        """Rows worth showing to `fit`; all of them for "full"."""
+        return None if self.selection == "full" else max(_MAX_ROWS, 2 * self.bank_size)
+
+    @property
+    def coreset_size(self) -> int | None:
+        """Rows of a k-center coreset that may stand for more rows than `max_rows`."""
+        return self.bank_size if self.selection == "k-center" else None
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> KNNScorer:
         """Fill the bank from rows `X` (n, d); `groups` (n,) is the image of each row, for `score_excluding`.
@@ -78,15 +88,13 @@ class KNNScorer:
         Raises
         ------
         ValueError
-            If there are fewer distinct rows than `k`, rows are not finite, or `trim` finds one group only.
+            If there are fewer distinct rows than `k`, or rows are not finite.
         """
         X = check_rows(X)
         groups = check_groups(groups, len(X))
         if len(X) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted from {len(X)} rows; lower k or give more images")
-        candidates = self._trusted(X, groups)
-        chosen, radius = self._select(X[candidates] if self.trim else X)
-        rows = candidates[chosen]
+        rows, radius = self._select(X)
         if len(rows) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted, but only {len(rows)} rows are distinct; lower k")
         self._set(X[rows], groups[rows], radius)
@@ -95,7 +103,12 @@ class KNNScorer:
 
     def score(self, X: np.ndarray) -> np.ndarray:
         """Anomaly scores (n,) of rows (n, d): mean distance to the k nearest; higher = more anomalous."""
-        return self.neighbors(X)[0].mean(axis=1, dtype=np.float64)
+        return self.score_and_nearest(X)[0]
+
+    def score_and_nearest(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores (n,) of rows (n, d), positions (n,) in the bank of their nearest rows, distances (n,) to these."""
+        distances, indices = self.neighbors(X)
+        return distances.mean(axis=1, dtype=np.float64), indices[:, 0], distances[:, 0]
 
     def score_excluding(self, X: np.ndarray, groups: np.ndarray) -> np.ndarray:
         """Scores (n,) as if the bank held no row of the same group: for rows the bank was made from.
@@ -125,7 +138,6 @@ class KNNScorer:
             "bank_size": self.bank_size,
             "selection": self.selection,
             "k": self.k,
-            "trim": self.trim,
             "random_state": self.random_state,
         }
 
@@ -137,29 +149,19 @@ class KNNScorer:
         }
 
     @classmethod
-    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> KNNScorer:
-        scorer = cls(**parameters)
+    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto") -> KNNScorer:
+        scorer = cls(**parameters, device=device)
+        m, _ = check_state(state, bank="m d", bank_groups="m", covering_radius="1")
+        if m < scorer.k or state["bank_groups"].dtype.kind not in "iu" or state["covering_radius"][0] < 0:
+            raise ValueError(f"a bank of {m} rows with groups {state['bank_groups'].dtype} does not serve k={scorer.k}")
         scorer._set(state["bank"], state["bank_groups"], float(state["covering_radius"][0]))
         return scorer
 
     def _set(self, bank: np.ndarray, groups: np.ndarray, radius: float) -> None:
-        self._index = NeighborIndex(bank, groups)
-        self.bank_groups_ = groups
+        self._index = NeighborIndex(bank, groups, device=self.device)
+        self.bank_groups_ = read_only(groups)
         self.covering_radius_ = radius
-        self.bank_ = bank
-
-    def _trusted(self, X: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Row numbers left after trimming those farthest from the rows of other groups."""
-        if not self.trim:
-            return np.arange(len(X))
-        if groups.min() == groups.max():
-            raise ValueError(f"trim={self.trim} compares images with each other, and all rows are of one; set it to 0")
-        # A random bank has few of the rare rows, bad ones among them, so it judges by density.
-        rng = np.random.default_rng(self.random_state)
-        sample = rng.choice(len(X), size=min(len(X), self.bank_size), replace=False)
-        distance = NeighborIndex(X[sample], groups[sample]).search(X, 1, exclude=groups)[0][:, 0]
-        keep = max(self.k, round(len(X) * (1 - self.trim)))
-        return np.sort(np.argsort(distance, kind="stable")[:keep])
+        self.bank_ = read_only(bank)
 
     def _select(self, X: np.ndarray) -> tuple[np.ndarray, float]:
         if self.selection == "full" or len(X) <= self.bank_size:
@@ -168,4 +170,4 @@ class KNNScorer:
             return greedy_k_center(X, self.bank_size, random_state=self.random_state)
         rng = np.random.default_rng(self.random_state)
         chosen = np.sort(rng.choice(len(X), size=self.bank_size, replace=False))
-        return chosen, float(NeighborIndex(X[chosen]).search(X, 1)[0].max())
+        return chosen, float(NeighborIndex(X[chosen], device=self.device).search(X, 1)[0].max())

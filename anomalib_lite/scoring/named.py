@@ -29,11 +29,11 @@ def make_scorer(
     bank_size: int = 4096,
     selection: Selection = "k-center",
     k: int = 2,
-    trim: float = 0.0,
     n_clusters: int | Literal["silhouette", "auto"] = "auto",
     eps: float | Literal["knee"] = "knee",
     min_samples: int = 5,
     random_state: int = 0,
+    device: str = "auto",
 ) -> Scorer:
     """Make an unfitted scorer; parameters that do not concern it are left aside.
 
@@ -43,14 +43,14 @@ def make_scorer(
         If there is no scorer of that name or a parameter is out of range.
     """
     if name == "knn":
-        return KNNScorer(bank_size=bank_size, selection=selection, k=k, trim=trim, random_state=random_state)
+        return KNNScorer(bank_size=bank_size, selection=selection, k=k, random_state=random_state, device=device)
     if name == "kmeans":
         if n_clusters == "auto":
             # Parts are a continuum that many centroids tile: elbow and silhouette pick fewer, and detect less well.
             n_clusters = 1024 if level == "patch" else 32
-        return KMeansScorer(n_clusters=n_clusters, random_state=random_state)
+        return KMeansScorer(n_clusters=n_clusters, random_state=random_state, device=device)
     if name == "dbscan":
-        return DBSCANScorer(eps=eps, min_samples=min_samples, random_state=random_state)
+        return DBSCANScorer(eps=eps, min_samples=min_samples, device=device)
     if name == "subspace":
         return SubspaceScorer()
     raise ValueError(f"scorer={name!r}; choose one of {', '.join(SCORERS)}, or pass a Scorer")

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from anomalib_lite.scoring.base import check_state
+
 # Components with less than this share of the largest variance are float32 rounding, not signal.
 _NOISE_FLOOR = 1e-7
 
@@ -73,8 +75,10 @@ class PCA:
             centred = X - mean
             scale = self._scales((centred**2).sum(axis=0), len(X))
             _, singular, axes = np.linalg.svd(centred / scale, full_matrices=False)
+            self._mean = self._scatter = None
             self._settle(len(X), mean, scale, singular**2, axes)
             return self
+        self.__dict__.pop("components_", None)
         self._rows, self._mean, self._scatter = 0, None, None
         return self.partial_fit(X).finish()
 
@@ -85,8 +89,12 @@ class PCA:
         ------
         ValueError
             If rows hold NaN or infinity, or their length differs from earlier chunks'.
+        RuntimeError
+            If it was learnt at once by `fit`, or loaded: what came before is not kept then.
         """
         X = _checked(X)
+        if self._scatter is None and hasattr(self, "components_"):
+            raise RuntimeError("this PCA was not learnt chunk by chunk, so no chunk can be added; begin with a new one")
         if self._mean is not None and X.shape[1] != len(self._mean):
             raise ValueError(f"rows have {X.shape[1]} dimensions, earlier chunks had {len(self._mean)}")
         if len(X) == 0:
@@ -106,7 +114,7 @@ class PCA:
         return self
 
     def finish(self) -> PCA:
-        """Turn what the chunks left into components.
+        """Turn what the chunks left into components; more chunks may follow.
 
         Raises
         ------
@@ -118,7 +126,6 @@ class PCA:
         scale = self._scales(np.diag(self._scatter), self._rows)
         variances, axes = np.linalg.eigh(self._scatter / np.outer(scale, scale))
         self._settle(self._rows, self._mean, scale, variances[::-1], axes.T[::-1])
-        self._scatter = None
         return self
 
     def transform(self, X: np.ndarray) -> np.ndarray:
@@ -161,7 +168,19 @@ class PCA:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> PCA:
+        check_state(
+            state,
+            mean="d",
+            scale="d",
+            components="q d",
+            explained_variance="q",
+            explained_variance_ratio="q",
+            rows_whiten_standardize="3",
+        )
         rows, whiten, standardize = (int(value) for value in state["rows_whiten_standardize"])
+        lengths = np.linalg.norm(state["components"].astype(np.float64), axis=1)
+        if state["scale"].min() <= 0 or state["explained_variance"].min() <= 0 or np.abs(lengths - 1).max() > 1e-3:
+            raise ValueError("a PCA has scales and variances above 0 and components of length 1")
         pca = cls(len(state["components"]), whiten=bool(whiten), standardize=bool(standardize))
         pca.mean_ = state["mean"].astype(np.float64)
         pca.scale_ = state["scale"].astype(np.float64)
@@ -260,6 +279,9 @@ class Standardizer:
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Standardizer:
+        check_state(state, mean="d", scale="d")
+        if state["scale"].min() <= 0:
+            raise ValueError("a standardiser has scales above 0")
         standardizer = cls()
         standardizer.mean_, standardizer.scale_ = state["mean"], state["scale"]
         return standardizer

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_rows
+from anomalib_lite.scoring.base import check_fitted, check_rows, check_state
 from anomalib_lite.scoring.reduction import PCA
 
 
@@ -94,10 +94,15 @@ class SubspaceScorer:
         }
 
     @classmethod
-    def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray]) -> SubspaceScorer:
+    def from_state(
+        cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto"
+    ) -> SubspaceScorer:
         scorer = cls(**parameters)
-        learnt = {key.removeprefix("pca_"): value for key, value in state.items() if key.startswith("pca_")}
-        scorer._set(PCA.from_state(learnt), state["variances"], float(state["residual_variance"][0]))
+        pca = PCA.from_state({key.removeprefix("pca_"): value for key, value in state.items()})
+        (q,) = check_state(state, variances="q", residual_variance="1")
+        if q != pca.n_components_ or state["variances"].min() <= 0 or state["residual_variance"][0] <= 0:
+            raise ValueError(f"{q} variances of {pca.n_components_} components: one each is needed, above 0")
+        scorer._set(pca, state["variances"], float(state["residual_variance"][0]))
         return scorer
 
     def _set(self, pca: PCA, variances: np.ndarray, residual_variance: float) -> None:

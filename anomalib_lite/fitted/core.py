@@ -1,0 +1,130 @@
+"""The fitted core: everything a detector knows after a fit, immutable, arrays in and arrays out.
+
+It holds no image, no network and no file, so that any number of threads may score by it, and it can be stored, sent and
+compared. `fitting` makes one, `storing` turns it into a file and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from anomalib_lite.fitted.calibration import Calibration
+from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.scoring import Scorer, image_score
+from anomalib_lite.scoring.base import ExplainsByNeighbors, read_only
+from anomalib_lite.scoring.reduction import Reduction
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingImages:
+    """What is kept of the images a detector was fitted on.
+
+    Attributes
+    ----------
+    ids : tuple of str, length n; of rotated copies, which follow each other, every one
+    sizes : int64 (n, 2), height and width; 0 where an image was not readable
+    unreadable : tuple of UnreadableImage
+    calibrating : int64 (c,), images (not copies) that were scored as if they had not been there
+    scores : float64 (c,), their scores
+    copies : angles at which every image was learnt
+    """
+
+    ids: tuple[str, ...]
+    sizes: np.ndarray
+    unreadable: tuple[UnreadableImage, ...]
+    calibrating: np.ndarray
+    scores: np.ndarray
+    copies: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("sizes", "calibrating", "scores"):
+            object.__setattr__(self, name, read_only(getattr(self, name)))
+
+    @property
+    def n_readable(self) -> int:
+        """Images, not copies, that were learnt from."""
+        return int(self.sizes[:: self.copies].any(axis=1).sum())
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredRows:
+    """What the rows of one image say.
+
+    Attributes
+    ----------
+    score : the image's score; higher = more anomalous
+    patch_scores : float32 (gh, gw)
+    worst : number of the worst patch
+    nearest : training image and patch that the worst patch is most like, and the distance; None for scorers that do
+        not know
+    """
+
+    score: float
+    patch_scores: np.ndarray
+    worst: int
+    nearest: tuple[int, int, float] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What a detector knows after fitting.
+
+    Attributes
+    ----------
+    reduction, scorer : fitted, their search indexes built
+    calibration : Calibration
+    grid : (gh, gw)
+        Patches per image; (1, 1) at the global level.
+    top_share : float
+        Share of the largest patch scores whose mean is the image score.
+    origins : int64 (m, 2)
+        Training image and patch of every row of the scorer's bank; empty for scorers that do not explain by neighbours.
+    train : TrainingImages
+    parameters : the detector's parameters as they were chosen, JSON-able
+    embedder : what made the embeddings, see `Embedder.describe`
+    """
+
+    reduction: Reduction
+    scorer: Scorer
+    calibration: Calibration
+    grid: tuple[int, int]
+    top_share: float
+    origins: np.ndarray
+    train: TrainingImages
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    embedder: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "origins", read_only(self.origins))
+        object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
+        object.__setattr__(self, "embedder", MappingProxyType(dict(self.embedder)))
+
+    @property
+    def explains(self) -> bool:
+        """Whether scores come with the training patch that the worst patch is most like."""
+        return isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins) > 0
+
+    @property
+    def train_scores(self) -> dict[int, float]:
+        """From training image to its score as if it had not been there, for those that calibrate."""
+        return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
+
+    def score(self, rows: np.ndarray) -> ScoredRows:
+        """Score the embedding of one image, rows (gh × gw, d)."""
+        reduced = self.reduction.transform(rows)
+        nearest = None
+        if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
+            patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
+            worst = int(patch_scores.argmax())
+            image, patch = self.origins[bank_rows[worst]].tolist()
+            nearest = (image, patch, float(distances[worst]))
+        else:
+            patch_scores = self.scorer.score(reduced)
+            worst = int(patch_scores.argmax())
+        score = image_score(patch_scores, self.top_share)
+        return ScoredRows(score, patch_scores.reshape(self.grid).astype(np.float32), worst, nearest)
