@@ -74,9 +74,8 @@ def saved_to(path: Path) -> Path:
                 raise IsADirectoryError(errno.EISDIR, "a folder is there")
             if not stat.S_ISREG(mode):
                 raise OSError(errno.EINVAL, "a device, pipe or socket is there, which a file would take the place of")
-        if not stat.S_ISDIR(os.stat(target.parent).st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-        if not os.access(target.parent, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+        os.stat(target.parent)
+        if not os.access(target.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     return target
 
