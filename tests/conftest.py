@@ -1,11 +1,13 @@
 """Images and weights that several tests share."""
 
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from anomalib_lite.images.synthetic import make_metal_nut
+from anomalib_lite.machine.memory import peak_rss_mb
 
 
 @pytest.fixture(scope="session")
@@ -25,6 +27,24 @@ def real_data():
 def real_weights():
     """The folder that holds weights of torchvision's networks."""
     return _beside_the_checkout("weights", "ANOMALIB_LITE_WEIGHTS")
+
+
+@pytest.fixture
+def little_memory():
+    """A context that must not take 500 MB more, however quickly they are given back."""
+
+    @contextmanager
+    def bounded():
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        except OSError:
+            yield
+            return
+        before = peak_rss_mb()
+        yield
+        assert peak_rss_mb() - before < 500
+
+    return bounded()
 
 
 def _beside_the_checkout(name, variable):

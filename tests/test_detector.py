@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from anomalib_lite import Detector, fit, score
 from anomalib_lite.embedding.weights import WeightsError
@@ -381,8 +381,7 @@ def rewritten(path, change):
     arrays, manifest = model_file.load_file(path)
     arrays = {key: value.copy() for key, value in arrays.items()}
     change(arrays, manifest)
-    save_file(arrays, path, {"manifest": json.dumps(manifest)})
-    return path
+    return model_file.save_file(path, arrays, manifest)
 
 
 class TestModelFile:

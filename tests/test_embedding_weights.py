@@ -1,9 +1,13 @@
+import hashlib
 import os
 import pickle
+import re
 import urllib.error
 import urllib.request
+import zipfile
 from collections import OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -98,6 +102,43 @@ class TestMisfits:
         ):
             fingerprint_of(saved(needed, tmp_path / "other.pth"))
 
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_not_a_number(self, needed, value, suffix, tmp_path):
+        for key in ("features.3.squeeze.weight", "features.4.squeeze.bias"):
+            needed[key] = needed[key].clone()
+            needed[key].view(-1)[-1] = value
+        path = tmp_path / f"astray{suffix}"
+        (torch.save if suffix == ".pth" else save_file)(needed, path)
+        with pytest.raises(WeightsError, match=r"astray\.\w+: features\.3\.squeeze\.weight holds NaN or infinity; "):
+            fingerprint_of(path)
+
+    def test_a_number_too_large_for_float32(self, needed):
+        needed["features.0.bias"] = needed["features.0.bias"].double() + 1e300
+        with pytest.raises(WeightsError, match=r"the given state dict: features\.0\.bias holds NaN or infinity"):
+            fingerprint_of(needed)
+
+    def test_not_a_number_outside_the_layers_in_use(self, complete):
+        changed = {**complete, "features.12.squeeze.weight": torch.full((64, 512, 1, 1), float("nan"))}
+        assert fingerprint_of(changed) == fingerprint_of(complete)
+
+    @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64])
+    def test_other_kinds_of_numbers(self, needed, dtype, tmp_path):
+        needed["features.0.bias"] = needed["features.0.bias"].to(dtype)
+        with pytest.raises(WeightsError, match=rf"odd\.pth: features\.0\.bias is {dtype}, not floating-point numbers"):
+            fingerprint_of(saved(needed, tmp_path / "odd.pth"))
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float8_e4m3fn])
+    def test_other_precisions(self, needed, dtype):
+        network = build("squeezenet1_1", LAYERS, {key: value.to(dtype) for key, value in needed.items()})
+        assert {tensor.dtype for tensor in network.state_dict().values()} == {torch.float32}
+
+    @pytest.mark.parametrize("odd", [np.zeros(64, np.float32), "zeros", None, torch.zeros(64).to_sparse()])
+    def test_no_tensor_of_numbers_in_rows(self, needed, odd):
+        needed["features.0.bias"] = odd
+        with pytest.raises(WeightsError, match=r"the given state dict: features\.0\.bias is .*, not floating-point"):
+            fingerprint_of(needed)
+
 
 class Malicious:
     """Creates a file when it is unpickled."""
@@ -138,6 +179,52 @@ class TestFiles:
         with pytest.raises(WeightsError, match=f"torn{suffix} "):
             fingerprint_of(path)
 
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.zeros(1).expand(10**5, 10**5),
+            torch.zeros(10**10, device="meta"),
+            torch.sparse_coo_tensor(torch.zeros((2, 0)), torch.zeros(0), (10**6, 10**6), check_invariants=False),
+        ],
+        ids=["a view", "without memory", "sparse"],
+    )
+    def test_a_small_file_takes_little_memory(self, needed, tensor, tmp_path, little_memory):
+        needed["features.0.weight"] = tensor
+        path = saved(needed, tmp_path / "small.pth")
+        assert path.stat().st_size < 1_000_000
+        with (
+            little_memory,
+            pytest.raises(WeightsError, match=r"small\.pth cannot be read as weights: it holds a tensor of"),
+        ):
+            fingerprint_of(path)
+
+    def test_a_file_that_unpacks_to_more_than_it_is(self, needed, tmp_path, little_memory):
+        whole, packed = tmp_path / "whole.pth", tmp_path / "packed.pth"
+        saved(needed, whole)
+        with zipfile.ZipFile(whole) as read, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as write:
+            for entry in read.infolist():
+                write.writestr(entry.filename, read.read(entry))
+            write.writestr("archive/data/100", bytes(1_000_000))
+        with (
+            little_memory,
+            pytest.raises(WeightsError, match=r"packed\.pth cannot be read as weights: it holds \d+ bytes in"),
+        ):
+            fingerprint_of(packed)
+
+    @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+    def test_a_file_of_gigabytes(self, suffix, tmp_path, little_memory):
+        path = tmp_path / f"large{suffix}"
+        path.touch()
+        os.truncate(path, 5 * 10**9)  # on the disk it takes a block
+        with little_memory, pytest.raises(WeightsError, match=rf"large{suffix} cannot be read as weights: "):
+            fingerprint_of(path)
+
+    def test_a_dictionary_that_holds_itself(self, needed, tmp_path):
+        needed["more"] = {}
+        needed["more"]["more"] = needed["more"]
+        with pytest.raises(WeightsError, match=r"loop\.pth is not a state dict"):
+            fingerprint_of(saved(needed, tmp_path / "loop.pth"))
+
 
 class TestDownload:
     """Without touching the network: the opener is replaced."""
@@ -165,11 +252,60 @@ class TestDownload:
         for way_out in ("weights=PATH", str(hub), "backbone='builtin'"):
             assert way_out in text
 
-    def test_uses_what_is_in_the_cache(self, hub, complete, monkeypatch):
-        monkeypatch.setattr(torch.hub, "urlopen", None)
-        url = models.get_model_weights("squeezenet1_1").DEFAULT.url
-        saved(complete, hub / url.rsplit("/", 1)[-1])
-        assert fingerprint_of("imagenet") == fingerprint_of(complete)
+    @pytest.fixture
+    def cached(self, hub, complete, monkeypatch):
+        """The weights where torchvision would have put them, under a name that holds their checksum."""
+        path = saved(complete, hub / "squeezenet1_1.pth")
+        digits = hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+        monkeypatch.setattr(
+            models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value,
+            "url",
+            f"https://example.invalid/squeezenet1_1-{digits}.pth",
+        )
+        return path.rename(hub / f"squeezenet1_1-{digits}.pth")
+
+    @pytest.fixture
+    def offline(self, monkeypatch):
+        """Whoever reaches for the network fails the test."""
+
+        def never(*_args, **_kwargs):
+            raise AssertionError("reached for the network")
+
+        monkeypatch.setattr(torch.hub, "urlopen", never)
+
+    @pytest.mark.parametrize("weights", ["imagenet", "imagenet-cached"])
+    def test_uses_what_is_in_the_cache(self, cached, complete, weights, offline):
+        assert fingerprint_of(weights) == fingerprint_of(complete)
+
+    @pytest.mark.parametrize("weights", ["imagenet", "imagenet-cached"])
+    def test_a_cached_file_that_is_another_is_refused(self, cached, complete, needed, weights, offline):
+        saved(needed, cached)
+        with pytest.raises(
+            WeightsError, match=rf"{cached} is damaged \(its SHA-256 does not begin with \w{{8}}\); del"
+        ):
+            fingerprint_of(weights)
+
+    def test_code_in_the_cache_does_not_run(self, cached, monkeypatch, tmp_path):
+        torch.save({"features.0.weight": Malicious(tmp_path / "trap")}, cached)
+        digits = hashlib.sha256(cached.read_bytes()).hexdigest()[:8]
+        cached.rename(cached.with_name(f"other-{digits}.pth"))
+        monkeypatch.setattr(
+            models.SqueezeNet1_1_Weights.IMAGENET1K_V1.value, "url", f"https://x.invalid/other-{digits}.pth"
+        )
+        with pytest.raises(WeightsError, match=r"other-\w{8}\.pth .*could run code"):
+            fingerprint_of("imagenet")
+        assert not (tmp_path / "trap").exists()
+
+    def test_cached_ones_only(self, hub, offline):
+        with pytest.raises(WeightsError) as caught:
+            fingerprint_of("imagenet-cached")
+        for way_out in ("download=True", "weights=PATH", str(hub), "https://download.pytorch.org/models/squeezenet1_1"):
+            assert way_out in str(caught.value)
+
+    def test_every_name_holds_a_checksum(self):
+        for name in models.list_models(module=models):
+            for entry in models.get_model_weights(name):
+                assert re.fullmatch(r".*-[0-9a-f]{8,64}\.pth", entry.url), entry.url
 
     def test_a_damaged_cache_names_the_file_to_delete(self, hub, complete):
         name = models.get_model_weights("squeezenet1_1").DEFAULT.url.rsplit("/", 1)[-1]

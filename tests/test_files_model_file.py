@@ -4,12 +4,15 @@ import os
 import pickle
 import stat
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file as stored_arrays
 from safetensors.numpy import save
 
-from anomalib_lite.files import atomic
+from anomalib_lite.files import atomic, model_file
 from anomalib_lite.files.model_file import FORMAT, VERSION, ModelFileError, load_file, save_file
 
 ARRAYS = {
@@ -169,8 +172,132 @@ class TestForeignFiles:
         with pytest.raises(ModelFileError, match='is of format "someone\'s", not'):
             load_file(path)
 
-    @pytest.mark.parametrize("version", [VERSION + 1, "2", None, 1.5])
-    def test_newer_version(self, path, version):
-        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": version})}))
-        with pytest.raises(ModelFileError, match=rf"reads up to {VERSION}; update the package with pip install -U"):
+    def test_newer_version(self, path):
+        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": VERSION + 1})}))
+        with pytest.raises(
+            ModelFileError, match=rf"version 3, this .* reads version {VERSION}; update the package with pip install -U"
+        ):
             load_file(path)
+
+    def test_older_version(self, path):
+        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": 1})}))
+        with pytest.raises(
+            ModelFileError, match=rf"version 1, this installation reads version {VERSION}; fit and save again"
+        ):
+            load_file(path)
+
+    @pytest.mark.parametrize("version", ["2", None, 1.5, 2.0, True, -5, 0, 10**30, [[[]]], {"a": 1}, float("nan")])
+    def test_no_version(self, path, version):
+        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": version})}))
+        with pytest.raises(ModelFileError, match=r"model\.safetensors is damaged: .* is no format version"):
+            load_file(path)
+
+    @pytest.mark.parametrize("where", ["manifest", "format", "version", "kind", "more"])
+    @pytest.mark.parametrize("depth", [400, 900, 5000, 100_000])
+    def test_depths_that_nobody_needs(self, path, where, depth):
+        header = json.dumps({"format": FORMAT, "version": VERSION, "kind": "detector", "more": 0})
+        nested = "[" * depth + "]" * depth
+        if where != "manifest":
+            entry = json.dumps({where: json.loads(header)[where]})[1:-1]
+            nested = header.replace(entry, f'"{where}": {nested}')
+        path.write_bytes(save({}, {"manifest": nested, "sha256": model_file._checksum(nested, {})}))
+        with (
+            suppress(ModelFileError) if where == "more" else pytest.raises(ModelFileError, match=r"model\.safetensors ")
+        ):
+            load_file(path)
+
+
+class TestDamage:
+    """What was written is what is read, or an error names the file."""
+
+    def test_any_bit(self, path):
+        save_file(path, ARRAYS, MANIFEST)
+        content = bytearray(path.read_bytes())
+        for position in range(len(content)):
+            content[position] ^= 1 << position % 8
+            path.write_bytes(content)
+            content[position] ^= 1 << position % 8
+            with pytest.raises(ModelFileError, match=r"model\.safetensors "):
+                load_file(path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda arrays, header: arrays["bank"].__setitem__((0, 0), 3),
+            lambda arrays, header: arrays.update(bank=arrays["bank"].reshape(4, 3)),
+            lambda arrays, header: arrays.update(bank=arrays["bank"].view(np.int32)),
+            lambda arrays, header: arrays.update(tank=arrays.pop("bank")),
+            lambda arrays, header: arrays.pop("none"),
+            lambda arrays, header: arrays.update(more=np.zeros(0)),
+            lambda arrays, header: header.update(share=0.2),
+            lambda arrays, header: header["ids"].reverse(),
+        ],
+    )
+    def test_edited(self, path, change):
+        save_file(path, ARRAYS, MANIFEST)
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata()
+        arrays, header = stored_arrays(path), json.loads(metadata["manifest"])
+        change(arrays, header)
+        path.write_bytes(save(arrays, {**metadata, "manifest": json.dumps(header)}))
+        with pytest.raises(ModelFileError, match=r"model\.safetensors is damaged: .*SHA-256 differs.*sound copy"):
+            load_file(path)
+
+    def test_an_order_that_means_nothing_may_differ(self, path):
+        save_file(path, dict(reversed(ARRAYS.items())), MANIFEST)
+        assert set(load_file(path)[0]) == set(ARRAYS)
+
+
+def of_header(header, body=b""):
+    header = json.dumps(header).encode()
+    return struct.pack("<Q", len(header)) + header + body
+
+
+class TestClaims:
+    """A small file does not fill the memory."""
+
+    @pytest.mark.parametrize(
+        "tensors",
+        [
+            {"a": {"dtype": "F32", "shape": [10**9], "data_offsets": [0, 4 * 10**9]}},
+            {"a": {"dtype": "F32", "shape": [2**40, 0], "data_offsets": [0, 0]}},
+            {"a": {"dtype": "F32", "shape": [2**62, 2**62, 0], "data_offsets": [0, 0]}},
+            {name: {"dtype": "U8", "shape": [16], "data_offsets": [0, 16]} for name in "abcdefgh"},
+            {"a": {"dtype": "U8", "shape": [1] * 100 + [16], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "BF16", "shape": [8], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "F8_E4M3", "shape": [16], "data_offsets": [0, 16]}},
+            {"a": {"dtype": "C64", "shape": [2], "data_offsets": [0, 16]}},
+        ],
+        ids=["more than there is", "rows of nothing", "overflow", "one for all", "axes", "bf16", "f8", "complex"],
+    )
+    def test_arrays(self, path, tensors, little_memory):
+        path.write_bytes(of_header(tensors, bytes(16)))
+        with (
+            little_memory,
+            pytest.raises(ModelFileError, match=r"model\.safetensors is not a model file or is damaged"),
+        ):
+            load_file(path)
+
+    def test_a_header(self, path, little_memory):
+        path.write_bytes(struct.pack("<Q", 90_000_000) + b'{"__metadata__":{"manifest":"')
+        os.truncate(path, 90_000_100)
+        with little_memory, pytest.raises(ModelFileError, match=r"damaged \(90000000 bytes of names; models have at"):
+            load_file(path)
+
+    def test_a_file(self, path, little_memory):
+        header = json.dumps({"a": {"dtype": "U8", "shape": [5 * 10**9], "data_offsets": [0, 5 * 10**9]}}).encode()
+        path.write_bytes(struct.pack("<Q", len(header)) + header)
+        os.truncate(path, 8 + len(header) + 5 * 10**9)  # on the disk it takes a block
+        with little_memory, pytest.raises(ModelFileError, match=r"damaged \(5\.0 GB; models have at most 4\)"):
+            load_file(path)
+
+    def test_what_could_not_be_opened_is_not_saved(self, path, monkeypatch):
+        monkeypatch.setattr(model_file, "_LARGEST_HEADER", 1000)
+        with pytest.raises(ValueError, match=rf"cannot save {path}: \d+ bytes of names; models have at most 1000"):
+            save_file(path, ARRAYS, {"ids": ["long"] * 1000})
+        assert not path.exists()
+
+    def test_where_nothing_can_be_saved_no_work_is_done(self, path):
+        path.mkdir()
+        with pytest.raises(IsADirectoryError, match=f"cannot save {path}: a folder is there"):
+            save_file(path, {"a": object()}, MANIFEST)

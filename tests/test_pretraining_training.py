@@ -1,5 +1,6 @@
 """Training the built-in network: the optimiser, the loop that survives a kill, both roads, the command."""
 
+import shutil
 import sys
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 from anomalib_lite.embedding.builtin import build_builtin
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.files.checkpoints import CheckpointError
 from anomalib_lite.pretraining import __main__ as command
 from anomalib_lite.pretraining import classification, distillation
 from anomalib_lite.pretraining.optimizer import Muon, _orthogonal, optimizers
@@ -62,9 +64,9 @@ class Killed(Exception):
 
 
 class TestLoop:
-    def run(self, steps=12, checkpoint=None, kill_at=None, **options):
+    def run(self, steps=12, checkpoint=None, kill_at=None, lr=0.02, dtype=torch.float32, width=16, **options):
         torch.manual_seed(0)
-        network = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 1))
+        network = nn.Sequential(nn.Linear(6, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 1))
 
         def loss_of(network, step):
             if step == kill_at:
@@ -78,7 +80,7 @@ class TestLoop:
             losses.append(loss)
 
         averaged = train(
-            network, loss_of, steps=steps, lr=0.02, dtype=torch.float32, checkpoint=checkpoint, report=report,
+            network, loss_of, steps=steps, lr=lr, dtype=dtype, checkpoint=checkpoint, report=report,
             report_every=4, **options,
         )  # fmt: skip
         return averaged.state_dict(), losses
@@ -96,12 +98,30 @@ class TestLoop:
         for key in whole:
             assert torch.allclose(whole[key].float(), resumed[key].float(), atol=1e-6), key
 
-    def test_a_checkpoint_of_another_run_is_refused(self, tmp_path):
-        self.run(checkpoint=tmp_path / "run.checkpoint")
-        with pytest.raises(
-            ValueError, match=r"run\.checkpoint belongs to another training: steps was 12, is 20; delete it"
-        ):
-            self.run(steps=20, checkpoint=tmp_path / "run.checkpoint")
+    @pytest.mark.parametrize(
+        ("other", "text"),
+        [
+            ({"steps": 20}, "steps was 12, is 20"),
+            ({"lr": 0.03}, "lr was 0.02, is 0.03"),
+            ({"optimizer": "adamw"}, "optimizer was 'muon', is 'adamw'"),
+            ({"dtype": torch.bfloat16}, "dtype was 'torch.float32', is 'torch.bfloat16'"),
+            ({"width": 8}, r"network was \{.*'0.weight': \[16, 6\].*\}, is \{.*'0.weight': \[8, 6\].*\}"),
+            ({"identity": {"seed": 1}}, "seed was 0, is 1"),
+        ],
+    )
+    def test_a_checkpoint_of_another_run_is_refused(self, tmp_path, other, text):
+        self.run(checkpoint=tmp_path / "run.checkpoint", identity={"seed": 0})
+        with pytest.raises(CheckpointError, match=rf"run\.checkpoint belongs to another training: {text}; delete it"):
+            self.run(**{"identity": {"seed": 0}, **other}, checkpoint=tmp_path / "run.checkpoint")
+
+    def test_a_checkpoint_that_does_not_fit_is_refused(self, tmp_path):
+        path = tmp_path / "run.checkpoint"
+        self.run(checkpoint=path)
+        content = torch.load(path, weights_only=True)
+        for key, value in [("network", {}), ("averaged", 3), ("optimizers", []), ("step", "four"), ("seconds", None)]:
+            torch.save({"run": content["run"], "state": {**content["state"], key: value}}, path)
+            with pytest.raises(CheckpointError, match=r"run\.checkpoint cannot be read as a checkpoint"):
+                self.run(checkpoint=path)
 
 
 class TestDistillation:
@@ -163,13 +183,56 @@ class TestCommand:
         with torch.inference_mode():
             assert [tuple(level.shape) for level in network(images(0))] == [(4, 128, 8, 8), (4, 256, 4, 4)]
 
+    @pytest.mark.parametrize(
+        ("more", "text"),
+        [
+            (["--seed", "1"], "seed was 0, is 1"),
+            (["--batch", "3"], "batch was 2, is 3"),
+            (["--side", "64"], "side was 32, is 64"),
+            (["--images", "521"], "images was 520, is 521"),
+            (["--pool-side", "24"], "pool_side was 16, is 24"),
+            (["--lr", "0.5"], "lr was 0.01, is 0.5"),
+            (["--optimizer", "adamw"], "optimizer was 'muon', is 'adamw'"),
+        ],
+    )
+    def test_goes_on_only_with_what_it_began_with(self, more, text, tmp_path, monkeypatch, finished, any_pool):
+        shutil.copytree(finished, tmp_path / "work")
+        self.arguments(tmp_path, monkeypatch, "--road", "classes", *more)
+        with pytest.raises(CheckpointError, match=rf"weights\.checkpoint belongs to another training: {text}; delete"):
+            command.main()
+
+    @pytest.fixture
+    def any_pool(self, monkeypatch):
+        """Noise instead of drawn images, which take their time."""
+
+        def noise(path, draw, count, side, *, first):
+            return torch.randint(256, (count, side, side, 3), dtype=torch.uint8)
+
+        monkeypatch.setattr(command, "draw_pool", noise)
+
+    @pytest.fixture
+    def finished(self, any_pool, tmp_path, monkeypatch):
+        """The work folder of a run without a teacher."""
+        self.arguments(tmp_path / "finished", monkeypatch, "--road", "classes")
+        command.main()
+        return tmp_path / "finished" / "work"
+
+    def test_goes_on_only_with_its_teacher(self, teacher_file, tmp_path, monkeypatch, any_pool):
+        self.arguments(tmp_path, monkeypatch, "--teacher", str(teacher_file))
+        command.main()
+        other = {key: value + 0.01 for key, value in torch.load(teacher_file).items()}
+        torch.save(other, tmp_path / "other.pth")
+        self.arguments(tmp_path, monkeypatch, "--teacher", str(tmp_path / "other.pth"))
+        with pytest.raises(CheckpointError, match=r"teacher was '[0-9a-f]+.*', is '[0-9a-f]+.*'; delete it"):
+            command.main()
+
     def test_the_teachers_road_needs_a_teacher(self, tmp_path, monkeypatch, capsys):
         self.arguments(tmp_path, monkeypatch)
         with pytest.raises(SystemExit):
             command.main()
         assert "--road teacher needs --teacher" in capsys.readouterr().err
 
-    def test_a_teacher_of_another_shape_is_refused(self, tmp_path, monkeypatch):
+    def test_a_teacher_of_another_shape_is_refused(self, tmp_path, monkeypatch, any_pool):
         torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "other.pth")
         self.arguments(tmp_path, monkeypatch, "--teacher", str(tmp_path / "other.pth"))
         with pytest.raises(WeightsError, match="lacks"):

@@ -1,14 +1,10 @@
 """Files of trained networks: what is wrong with one is said, and nothing is believed before it is checked."""
 
-import json
-import shutil
-
 import numpy as np
 import pytest
-from safetensors.numpy import load_file, safe_open, save_file
 
 from anomalib_lite import Classifier, Segmenter
-from anomalib_lite.files.model_file import ModelFileError
+from anomalib_lite.files.model_file import ModelFileError, load_file, save_file
 
 LOADERS = {"classifier": Classifier.load, "segmenter": Segmenter.load}
 
@@ -27,14 +23,9 @@ def tampered(saved, tmp_path):
 
     def tamper(kind, settings=None, arrays=None, manifest=None):
         path = tmp_path / f"{kind}.safetensors"
-        shutil.copy(saved / path.name, path)
-        with safe_open(path, framework="numpy") as file:
-            stored = json.loads(file.metadata()["manifest"])
+        held, stored = load_file(saved / path.name, kind=kind)
         stored["config"] |= settings or {}
-        stored |= manifest or {}
-        held = load_file(path) if arrays is None else arrays(load_file(path))
-        save_file(held, path, {"manifest": json.dumps(stored)})
-        return path
+        return save_file(path, held if arrays is None else arrays(held), stored | (manifest or {}), kind=kind)
 
     return tamper
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from anomalib_lite.files.checkpoints import read_tensors
+
 
 @dataclass(frozen=True)
 class StoredWeights:
@@ -27,6 +29,7 @@ class StoredWeights:
 Weights = str | Path | Mapping[str, Tensor] | StoredWeights
 
 IMAGENET = "imagenet"
+CACHED = "imagenet-cached"
 RANDOM = "random"
 
 
@@ -43,42 +46,45 @@ def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tup
         The part of the network in use.
     name : str
         torchvision's name of the network.
-    weights : "imagenet", "random", a path, or a state dict
-        "imagenet" downloads torchvision's default weights once, to where torchvision keeps them. A path names a
-        `.pth` or `.safetensors` state dict, which may hold more or less than the whole network as long as it
-        holds the layers in use. "random" is for tests: seeded, and useless for detection.
+    weights : "imagenet", "imagenet-cached", "random", a path, or a state dict
+        "imagenet" downloads torchvision's default weights once, to where torchvision keeps them; "imagenet-cached"
+        takes them from there and never downloads. A path names a `.pth` or `.safetensors` state dict, which may hold
+        more or less than the whole network as long as it holds the layers in use. "random" is for tests: seeded, and
+        useless for detection.
     layers : tuple of str
         The layers in use, for the error text.
 
     Raises
     ------
     WeightsError
-        If the weights cannot be downloaded or read, or lack or misshape a parameter in use.
+        If the weights cannot be downloaded or read, or a parameter in use is missing, misshapen or not a number.
     """
     if isinstance(weights, str) and weights == RANDOM:
         _fill_at_random(network)
         return
     state, origin = _read(name, weights)
     wanted = network.state_dict()
-    # Counts batches seen in training; unused in eval mode and missing from old files.
-    optional = {key for key in wanted if key.endswith("num_batches_tracked")}
-    missing = [key for key in wanted if key not in state and key not in optional]
+    # The others count batches seen in training: unused in eval mode and missing from old files.
+    needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
+    missing = [key for key in needed if key not in state]
     if missing:
         raise WeightsError(
             f"{origin} lacks {len(missing)} of {len(wanted)} parameters that {name} needs for the layers "
             f"{', '.join(layers)}, the first being {missing[0]!r}. Name layers that the file holds (it ends at "
             f"{_last_name(state)}) or give a complete file"
         )
-    for key, tensor in wanted.items():
-        if key in state and state[key].shape != tensor.shape:
+    filled = {key: torch.zeros(tensor.shape, dtype=tensor.dtype) for key, tensor in wanted.items() if key not in needed}
+    for key in needed:
+        found, shape = state[key], tuple(wanted[key].shape)
+        if not isinstance(found, Tensor) or found.layout is not torch.strided or not found.is_floating_point():
+            raise WeightsError(f"{origin}: {key} is {getattr(found, 'dtype', found)}, not floating-point numbers")
+        if found.shape != shape:  # before it is copied: a small file may hold a view of any size
             raise WeightsError(
-                f"{origin}: {key} has shape {tuple(state[key].shape)}, {name} expects {tuple(tensor.shape)}; "
-                "it belongs to another network"
+                f"{origin}: {key} has shape {tuple(found.shape)}, {name} expects {shape}; it belongs to another network"
             )
-    filled = {
-        key: state[key].float() if key in state else torch.zeros(tensor.shape, dtype=tensor.dtype)
-        for key, tensor in wanted.items()
-    }
+        filled[key] = found.float()
+        if not filled[key].isfinite().all():
+            raise WeightsError(f"{origin}: {key} holds NaN or infinity; get the file anew, or train it again")
     network.load_state_dict(filled, assign=True)
 
 
@@ -118,9 +124,10 @@ def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
         return weights.parameters, "the model file"
     if isinstance(weights, Mapping):
         return weights, "the given state dict"
-    if isinstance(weights, str) and weights == IMAGENET:
-        return _torchvision_weights(name), f"torchvision's {name}"
-    path = Path(weights)
+    if isinstance(weights, str) and weights in (IMAGENET, CACHED):
+        path = _torchvision_file(name, download=weights == IMAGENET)
+    else:
+        path = Path(weights)
     if not path.is_file():
         raise WeightsError(f"no weights file {path}; give the path of a state dict, or weights='{IMAGENET}'")
     try:
@@ -128,7 +135,7 @@ def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
             from safetensors.torch import load_file
 
             return load_file(path), path.name
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except pickle.UnpicklingError as error:
         raise WeightsError(
             f"{path.name} holds more than tensors and was not opened, since that could run code; save its "
@@ -143,26 +150,31 @@ def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
     return state, path.name
 
 
-def _torchvision_weights(name: str) -> Mapping[str, Tensor]:
+def _torchvision_file(name: str, *, download: bool) -> Path:
     from torchvision import models
 
     entry = models.get_model_weights(name).DEFAULT
     if name in _FIRST_RECIPE:
         entry = models.get_model_weights(name)["IMAGENET1K_V1"]
-    folder = Path(torch.hub.get_dir(), "checkpoints")
-    cached = folder / entry.url.rsplit("/", 1)[-1]
-    try:
-        return entry.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        if cached.is_file():
-            raise WeightsError(f"{cached} is damaged ({error}); delete it and try again") from error
-        if isinstance(error, RuntimeError):  # torch.hub's word for a wrong checksum
+    cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rsplit("/", 1)[-1])
+    digits = cached.stem.rsplit("-", 1)[-1]  # the first of the file's SHA-256
+    if not cached.is_file():
+        try:
+            if not download:
+                raise OSError("opening a model downloads nothing unless told to with download=True")
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(entry.url, str(cached), digits)
+        except RuntimeError as error:  # torch.hub's word for a wrong checksum
             raise WeightsError(f"the ImageNet weights of {name} arrived damaged ({error}); try again") from error
-        raise WeightsError(
-            f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on another "
-            f"machine and give weights=PATH, or put it into {folder}; or use backbone='builtin', which needs no "
-            "download"
-        ) from error
+        except OSError as error:
+            raise WeightsError(
+                f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on "
+                f"another machine and give weights=PATH, or put it into {cached.parent}; or use backbone='builtin', "
+                "which needs no download"
+            ) from error
+    if not hashlib.sha256(cached.read_bytes()).hexdigest().startswith(digits):
+        raise WeightsError(f"{cached} is damaged (its SHA-256 does not begin with {digits}); delete it and try again")
+    return cached
 
 
 # The later recipes train for crops and mixing and are known to describe patches less well; published

@@ -1,48 +1,117 @@
-"""Files that are either the old one or the new one, never half of one."""
+"""Files that are either the old one or the new one, never half of one.
+
+What is saved lies beside its target as `.NAME.RANDOM.part`, locked by its writer, until it is whole and on the disk;
+then it takes the target's name. What a killed writer left is unlocked, and goes with the next save to the same target.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
-import tempfile
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: without locks, nothing is swept
+    fcntl = None  # type: ignore[assignment]
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
-    """Write `content` beside `path` and move it into place: the old file or the new one, never half of one.
+    """Put `content` in place of `path`, or of the file it links to: the old file or the new one, never half of one.
+
+    A file that was there hands on its owner and permissions; a new one gets what the umask allows.
 
     Raises
     ------
     OSError
-        If the folder cannot be written or the disk is full; the old file, if any, is untouched.
+        If something other than a file is there, the folder cannot be written or the disk is full; the old file, if
+        any, is untouched.
     """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    try:
-        with os.fdopen(handle, "wb") as file:
+    target = saved_to(path)
+    with _named(path):
+        _sweep(target)
+        old = target.stat() if target.exists() else None
+        with _part_of(target, 0o666 if old is None else stat.S_IMODE(old.st_mode)) as file:
             file.write(content)
             file.flush()
+            if old is not None:
+                with suppress(OSError, AttributeError):  # only root may give files away; Windows has no owners
+                    os.chown(file.name, old.st_uid, old.st_gid)
+                os.chmod(file.name, stat.S_IMODE(old.st_mode))  # whatever the umask
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are for the owner only
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-    except BaseException:  # also a keyboard interrupt leaves no litter
-        Path(temporary).unlink(missing_ok=True)
-        raise
+            if fcntl is None:
+                file.close()  # what is open cannot be moved there either
+            os.replace(file.name, target)
+    with suppress(OSError):  # a name is on the disk only with its folder, which not every system can write out
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return path
 
 
-def _unwritable(path: Path, error: OSError) -> OSError:
-    return OSError(
-        error.errno,
-        f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place",
-    )
+def saved_to(path: Path) -> Path:
+    """The file that a save to `path` writes: where it links to, if it is a link. Asked before hours of work.
+
+    Raises
+    ------
+    OSError
+        If a folder, device or pipe is there, or the folder is missing or cannot be written.
+    """
+    with _named(path):
+        target = Path(os.path.realpath(path))
+        with suppress(FileNotFoundError):
+            mode = os.stat(path).st_mode  # not of `target`: /dev/stdout leads to a name that is no path
+            if stat.S_ISDIR(mode):
+                raise IsADirectoryError(errno.EISDIR, "a folder is there")
+            if not stat.S_ISREG(mode):
+                raise OSError(errno.EINVAL, "a device, pipe or socket is there, which a file would take the place of")
+        os.stat(target.parent)
+        if not os.access(target.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return target
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place",
+        ) from error
+
+
+@contextmanager
+def _part_of(target: Path, mode: int) -> Iterator[BinaryIO]:
+    """A new locked file beside `target`, which is gone afterwards; the system applies the umask to `mode`."""
+    name = target.with_name(f".{target.name}.{secrets.token_hex(8)}.part")
+    try:
+        with open(name, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
+            with suppress(OSError, AttributeError):  # a system or file system without locks
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+    finally:
+        name.unlink(missing_ok=True)  # also a keyboard interrupt leaves no litter
+
+
+def _sweep(target: Path) -> None:
+    """Remove what killed saves to `target` left; not what another process is writing, which holds a lock on it."""
+    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.part")
+    for entry in os.scandir(target.parent) if fcntl else ():
+        if not ours.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+            continue
+        with suppress(OSError), open(entry.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found = entry.stat()
+            if found.st_size or found.st_mtime < time.time() - 60:  # empty: created this instant, and locked the next
+                os.unlink(entry.path)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from anomalib_lite.embedding.embedder import standardised
 from anomalib_lite.embedding.network import SmallNetwork
+from anomalib_lite.embedding.weights import fingerprint
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.pretraining import classification, distillation, scenes
@@ -29,6 +30,8 @@ from anomalib_lite.pretraining.training import train
 
 _HELD_OUT = 512  # pool images never trained on
 _CLASSES = 600
+_IDENTITY = ("road", "images", "pool_side", "side", "batch", "seed")
+"""Arguments that tell one run from another, beside those that `train` is given."""
 
 
 def main() -> None:
@@ -39,8 +42,10 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     network = SmallNetwork(normalize=True)
     batches = Batches(arguments, device)
+    identity = {name: getattr(arguments, name) for name in _IDENTITY}
     if arguments.road == "teacher":
         teacher = distillation.Teacher(arguments.teacher, device, dtype)
+        identity["teacher"] = fingerprint(teacher.network)
         teacher.calibrate([batches.train(-1 - i)[0] for i in range(16)])
         trained: nn.Module = network
         loss_of: Loss = functools.partial(_distillation_loss, teacher)
@@ -66,6 +71,7 @@ def main() -> None:
         checkpoint=arguments.work / f"{arguments.output.stem}.checkpoint",
         report=report,
         report_every=arguments.report_every,
+        identity=identity,
     )
 
 

@@ -29,23 +29,38 @@ def train(
     checkpoint: Path | None = None,
     report: Callable[[int, float, nn.Module, float], None] | None = None,
     report_every: int = 250,
+    identity: dict[str, Any] | None = None,
 ) -> nn.Module:
     """Train `network` by `loss_of(network, step)` and return the running average of its weights.
 
     Batches are functions of the step, so a run that was killed goes on from its checkpoint as if nothing had
-    happened. `report(step, loss, averaged network, seconds)` is called now and then.
+    happened. `report(step, loss, averaged network, seconds)` is called now and then. `identity` holds what else makes
+    this run differ from others (plain values): seed, images, batch, teacher.
+
+    Raises
+    ------
+    CheckpointError
+        If the checkpoint is damaged or of another run.
     """
     averaged = copy.deepcopy(network).eval()
     parts = optimizers(network, lr, optimizer)
-    begin, seconds = 0, 0.0
-    run = {"steps": steps}
-    state = load_checkpoint(checkpoint, run)
-    if state is not None:
+    run = {
+        **(identity or {}),
+        "steps": steps,
+        "lr": lr,
+        "optimizer": optimizer,
+        "dtype": str(dtype),
+        "network": {key: list(value.shape) for key, value in network.state_dict().items()},
+    }
+
+    def restore(state: dict[str, Any]) -> tuple[int, float]:
         network.load_state_dict(state["network"])
         averaged.load_state_dict(state["averaged"])
         for part, saved in zip(parts, state["optimizers"], strict=True):
             part.load_state_dict(saved)
-        begin, seconds = state["step"], state["seconds"]
+        return int(state["step"]), float(state["seconds"])
+
+    begin, seconds = load_checkpoint(checkpoint, run, restore) or (0, 0.0)
     start = time.perf_counter() - seconds
     device = next(network.parameters()).device
     recent = 0.0

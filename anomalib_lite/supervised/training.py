@@ -165,14 +165,17 @@ def train(
     schedule = _schedule(optimizer, options, batches)
     run = _identity(options, training, validation, identity)
     path = None if options.checkpoint is None else Path(options.checkpoint)
-    history, best, waited = History(), copy.deepcopy(network.state_dict()), 0
-    state = load_checkpoint(path, run)
-    if state is not None:
+
+    def restore(state: dict[str, Any]) -> tuple[History, dict[str, Tensor], int]:
+        network.load_state_dict(state["best"])  # whether it fits
         network.load_state_dict(state["network"])
         optimizer.load_state_dict(state["optimizer"])
         if schedule is not None:
             schedule.load_state_dict(state["schedule"])
-        history, best, waited = History(**state["history"]), state["best"], state["waited"]
+        return History(**state["history"]), state["best"], int(state["waited"])
+
+    fresh = History(), copy.deepcopy(network.state_dict()), 0
+    history, best, waited = load_checkpoint(path, run, restore) or fresh
     epochs = range(len(history.train_loss), options.epochs)
     bar = tqdm(
         epochs, label, options.epochs, initial=epochs.start, unit="epoch", file=sys.stderr, disable=not options.progress
