@@ -1,19 +1,23 @@
-"""Anomaly maps over their images, on one colour scale, and contact sheets of the worst ones.
+"""Anomaly maps over their images, on one colour scale: as figures, as contact sheets, as a folder of PNG files.
 
 The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
-map varies.
+map varies. A folder of overlays holds a manifest, which leads from every file back to its picture, tells our files from
+others, and keeps the folder from being scored as if it held parts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -22,13 +26,18 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
-from anomalib_lite.images.sources import open_source
-from anomalib_lite.plotting.scored import Scored
-from anomalib_lite.plotting.style import TEXT, axes_of, new_figure, shortened
+from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.sources import SUFFIXES
+from anomalib_lite.plotting.scored import Scored, pictures_of
+from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
 _OPACITY = 0.65
+_LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
+_ROWS = 256  # painted at a time, so that a long line-scan picture needs no more memory than itself
+MANIFEST = ".anomalib_lite-overlays.json"
 
 
 def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -45,12 +54,30 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     -------
     uint8 (H, W, 3)
     """
+    painted = np.empty_like(pixels)
+    for top in range(0, len(pixels), _ROWS):
+        rows = slice(top, top + _ROWS)
+        painted[rows] = _painted(pixels[rows], anomaly_map[rows], scale)
+    return painted
+
+
+def _painted(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
     low, high = scale
-    heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
-    colours = colormaps[COLOURS](heat)[..., :3] * 255
+    heat = np.clip((anomaly_map - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
+    levels = np.rint(heat).astype(np.uint16)
     # Opacity grows with the heat, so that what is good shows through unchanged.
-    weight = (_OPACITY * np.sqrt(heat))[..., None]
-    return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
+    weight = (_OPACITY * np.sqrt(np.linspace(0, 1, _LEVELS, dtype=np.float32)))[:, None]
+    colours = colormaps[COLOURS](np.linspace(0, 1, _LEVELS))[:, :3].astype(np.float32) * 255 * weight
+    return np.rint(pixels * (1 - weight)[levels] + colours[levels]).astype(np.uint8)
+
+
+def _overlay_of(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
+    """The overlay of a scored image, whose map is never held as a whole."""
+    painted = np.empty_like(pixels)
+    for top in range(0, len(pixels), _ROWS):
+        rows = slice(top, min(top + _ROWS, len(pixels)))
+        painted[rows] = _painted(pixels[rows], scores.anomaly_map(i, rows.start, rows.stop), scores.map_scale)
+    return painted
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -66,10 +93,7 @@ def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
     ValueError
         At the global level, which has no maps, or when `images` lacks the id.
     """
-    source = open_source(images)
-    if scores.ids[i] not in source.ids:
-        raise ValueError(f"{scores.ids[i]!r} was scored but is not among the images given; give the same images")
-    pixels, anomaly_map = source.read(list(source.ids).index(scores.ids[i])), scores.anomaly_map(i)
+    pixels, anomaly_map = pictures_of(scores, images)(i), scores.anomaly_map(i)
     figure = new_figure(height=3.4)
     left, right = axes_of(figure, 1, 2)
     for axis, picture in ((left, pixels), (right, overlay(pixels, anomaly_map, scores.map_scale))):
@@ -134,25 +158,73 @@ def plot_masks(
 
 def save_overlays(
     scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
-) -> list[Path]:
+) -> dict[str, Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
-    source = open_source(images)
-    position = {image_id: i for i, image_id in enumerate(source.ids)}
-    missing = [image_id for image_id in scores.ids if image_id not in position]
-    if missing:
-        raise ValueError(f"{missing[0]!r} was scored but is not among the images given; give the same images")
     folder = Path(folder)
+    known = overlay_folder(folder)
+    read = pictures_of(scores, images)
+    if scores.ids:
+        scores.anomaly_map(0, 0, 0)  # the global level has none and says so, before anything is written
+    names = {name.casefold(): image_id for name, image_id in known.items()}
+    wanted = {
+        i: _file_name(scores.ids[i], names) for i in range(len(scores.ids)) if scores.alarms[i] or not only_alarms
+    }
+    for name in wanted.values():
+        if name not in known and os.path.lexists(folder / name):
+            raise ValueError(_not_ours(folder, name))
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    used: set[str] = set()
-    for i, image_id in enumerate(scores.ids):
-        if only_alarms and not scores.alarms[i]:
+    _write_manifest(folder, {**known, **{name: scores.ids[i] for i, name in wanted.items()}}, {})
+    written: dict[str, Path] = {}
+    lost: dict[str, str] = {}
+    for i, name in wanted.items():
+        try:
+            painted = _overlay_of(scores, i, read(i))
+        except UnreadableImageError as error:
+            lost[scores.ids[i]] = str(error)
             continue
-        painted = overlay(source.read(position[image_id]), scores.anomaly_map(i), scores.map_scale)
-        path = folder / f"{_file_name(image_id, used)}.png"
-        Image.fromarray(painted).save(path)
-        written.append(path)
+        Image.fromarray(painted).save(folder / name)
+        known[name] = scores.ids[i]
+        written[scores.ids[i]] = folder / name
+    _write_manifest(folder, known, lost)
+    if lost:
+        reasons = "; ".join(list(lost.values())[:3]) + ("; …" if len(lost) > 3 else "")
+        warnings.warn(f"{len(lost)} of {len(wanted)} overlays could not be drawn: {reasons}", stacklevel=3)
     return written
+
+
+def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The overlays that a folder holds, from file name to image id; none if it is still to be made.
+
+    Raises
+    ------
+    ValueError
+        If the folder, or one below it, holds pictures that are no overlays of ours: they would be overwritten, or no
+        longer be found when their folder is scored.
+    """
+    folder, known = Path(folder), {}
+    if (folder / MANIFEST).is_file():
+        try:
+            known = {
+                str(name): str(of) for name, of in json.loads((folder / MANIFEST).read_bytes())["overlays"].items()
+            }
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / MANIFEST} is damaged ({error}); choose another folder") from error
+    for parent, _, files in os.walk(folder):
+        for name in files:
+            if name.lower().endswith(SUFFIXES) and not (name in known and Path(parent) == folder):
+                raise ValueError(_not_ours(folder, os.path.relpath(os.path.join(parent, name), folder)))
+    return known
+
+
+def _not_ours(folder: Path, name: str) -> str:
+    return f"{folder} holds {name}, which is no overlay of ours; give overlays a folder of their own, such as " + repr(
+        str(folder / "overlays")
+    )
+
+
+def _write_manifest(folder: Path, overlays: dict[str, str], lost: dict[str, str]) -> None:
+    content = {"overlays": overlays, "not_drawn": lost}
+    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
 
 
 def contact_sheet(
@@ -172,24 +244,27 @@ def contact_sheet(
     ValueError
         At the global level, which has no maps.
     """
-    source = open_source(images)
-    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    read = pictures_of(scores, images)
     chosen = list(np.argsort(-scores.scores, kind="stable") if order is None else order)[: columns * rows]
     columns = max(1, min(columns, len(chosen)))
     lines = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(1.7 * columns, 3.75 * lines + 0.75), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * lines, columns, squeeze=False)
+    figure = new_figure(width=1.7 * columns, height=3.75 * lines + 0.75)
+    axes = np.reshape(np.array(axes_of(figure, 2 * lines, columns), dtype=object), (2 * lines, columns))
     for axis in axes.flat:
         axis.set_axis_off()
     for place, i in enumerate(chosen):
-        pixels = source.read(position[scores.ids[i]])
         above, below = axes[2 * (place // columns), place % columns], axes[2 * (place // columns) + 1, place % columns]
-        above.imshow(pixels)
         above.set_title(f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
-        below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
         verdict = f"alarm, p = {scores.p_values[i]:.3g}" if scores.alarms[i] else f"good, p = {scores.p_values[i]:.3g}"
         below.set_title(verdict, fontsize=7)
+        try:
+            pixels = read(i)
+        except UnreadableImageError as error:
+            reason = "\n".join(textwrap.wrap(literal(str(error)), 24)[:8])
+            above.text(0.5, 0.5, reason, fontsize=7, ha="center", va="center", transform=above.transAxes)
+            continue
+        above.imshow(pixels)
+        below.imshow(_overlay_of(scores, i, pixels))
     low, high = scores.map_scale
     colours = figure.colorbar(
         _scale_mappable(low, high), ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02
@@ -203,13 +278,18 @@ def _scale_mappable(low: float, high: float) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colormaps[COLOURS])
 
 
-def _file_name(image_id: str, used: set[str]) -> str:
-    """A name that stays inside its folder, whatever the id, and is not taken yet."""
-    parts = [part for part in os.path.splitext(image_id)[0].split("/") if part not in ("", ".", "..")]
-    base = "".join(character if character.isalnum() or character in "-_." else "_" for character in "_".join(parts))
-    base = base[-60:].lstrip(".") or "image"  # file systems allow 255 bytes, and a character takes up to 4
-    name, number = base, 2
-    while name.casefold() in used:  # some file systems do not tell A from a
-        name, number = f"{base}_{number}", number + 1
-    used.add(name.casefold())
+def _file_name(image_id: str, taken: dict[str, str]) -> str:
+    """A name that keeps the whole id, stays inside its folder and is no other image's; notes it in `taken`.
+
+    An id that cannot be a name as it is, or whose name is taken, is told apart by a checksum.
+    """
+    base = "__".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
+    clean = "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in base).lstrip(". ")
+    name = f"{clean}.png"
+    whole = clean and clean == image_id.strip("/").replace("/", "__")
+    # File systems allow 255 bytes, and some do not tell A from a.
+    if not whole or len(name.encode()) > 200 or taken.get(name.casefold(), image_id) != image_id:
+        checksum = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        name = f"{clean[-40:].lstrip('. ') or 'image'}~{checksum}.png"
+    taken[name.casefold()] = image_id
     return name
