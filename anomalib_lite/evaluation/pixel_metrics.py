@@ -14,7 +14,7 @@ from anomalib_lite.evaluation.metrics import Floats
 
 # Above this false-positive rate a segmentation is of no use (Bergmann et al.); PRO is integrated up to it.
 AUPRO_FPR_LIMIT = 0.3
-_ROWS = 256  # counted at a time, so that a long line-scan picture needs little more memory than its map
+_PIXELS = 2**20  # counted at a time, so that a long line-scan picture needs little more memory than its map
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class PixelCurves:
         truth = truth.astype(bool, copy=False)
         if scores.size == 0:
             raise ValueError(f"anomaly map {scores.shape}: it holds no pixel")
-        blocks = [slice(top, top + _ROWS) for top in range(0, len(scores), _ROWS)]
+        step = max(1, _PIXELS // scores.shape[1])
+        blocks = [slice(top, min(top + step, len(scores))) for top in range(0, len(scores), step)]
         if n_nan := sum(int(np.isnan(scores[block]).sum()) for block in blocks):
             raise ValueError(f"anomaly map has {n_nan} NaN pixels; scores must be numbers")
         rows = np.flatnonzero(truth.any(axis=1))
@@ -91,8 +92,8 @@ class PixelCurves:
             # 8-connected, as in the evaluation code of MVTec AD.
             regions, n_regions = ndimage.label(truth[start:stop], structure=np.ones((3, 3)))
             areas = np.zeros(n_regions + 1, dtype=np.int64)
-            for top in range(0, stop - start, _ROWS):
-                areas += np.bincount(regions[top : top + _ROWS].ravel(), minlength=n_regions + 1)
+            for top in range(0, stop - start, step):
+                areas += np.bincount(regions[top : top + step].ravel(), minlength=n_regions + 1)
             self._n_regions += n_regions
         for block in blocks:
             self._count(scores[block], truth[block])

@@ -158,7 +158,7 @@ def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
                 _dash(number) + MARKERS[number % len(MARKERS)],
                 markersize=3,
                 color=COLOURS[number % len(COLOURS)],
-                label=name.rsplit("_", 1)[0].replace("_", " "),
+                label=shortened(name.rsplit("_", 1)[0].replace("_", " ")),
             )
         whole_numbers(axis, "x")
         label(axis, "epoch", family)

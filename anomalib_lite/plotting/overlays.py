@@ -12,7 +12,7 @@ import json
 import os
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, sho
 COLOURS = "inferno"
 _OPACITY = 0.65
 _LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
-_ROWS = 256  # painted at a time, so that a long line-scan picture needs no more memory than itself
+_PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
 MANIFEST = ".anomalib_lite-overlays.json"
 
 
@@ -54,10 +54,17 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     -------
     uint8 (H, W, 3)
     """
+    return _painted_by_rows(pixels, lambda top, bottom: anomaly_map[top:bottom], scale)
+
+
+def _painted_by_rows(
+    pixels: np.ndarray, map_rows: Callable[[int, int], np.ndarray], scale: tuple[float, float]
+) -> np.ndarray:
     painted = np.empty_like(pixels)
-    for top in range(0, len(pixels), _ROWS):
-        rows = slice(top, top + _ROWS)
-        painted[rows] = _painted(pixels[rows], anomaly_map[rows], scale)
+    step = max(1, _PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), step):
+        bottom = min(top + step, len(pixels))
+        painted[top:bottom] = _painted(pixels[top:bottom], map_rows(top, bottom), scale)
     return painted
 
 
@@ -73,11 +80,7 @@ def _painted(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, fl
 
 def _overlay_of(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
     """The overlay of a scored image, whose map is never held as a whole."""
-    painted = np.empty_like(pixels)
-    for top in range(0, len(pixels), _ROWS):
-        rows = slice(top, min(top + _ROWS, len(pixels)))
-        painted[rows] = _painted(pixels[rows], scores.anomaly_map(i, rows.start, rows.stop), scores.map_scale)
-    return painted
+    return _painted_by_rows(pixels, lambda top, bottom: scores.anomaly_map(i, top, bottom), scores.map_scale)
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:

@@ -9,6 +9,7 @@ in dash and points in marker, so that they can be told apart in grey print.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -29,14 +30,12 @@ PAGE_WIDTH = 6.3  # inches: an A4 page between its margins
 
 
 class LiteralFigure(Figure):
-    """A figure whose texts are drawn as they stand, with a box for what the font lacks instead of a warning each."""
+    """A figure whose texts are drawn as they stand: dollar signs begin no formula, a missing glyph warns nobody."""
 
     def draw(self, renderer: RendererBase) -> None:
-        fonts = [get_font(findfont(FontProperties(family=[name]))) for name in FontProperties().get_family()]
-        glyphs = {ord("\n")}.union(*(font.get_charmap() for font in fonts))
         for text in self.findobj(Text):
             text.set_parse_math(False)
-            text.set_text("".join(letter if ord(letter) in glyphs else "□" for letter in text.get_text()))
+            text.set_text(_drawable(text.get_text()))
         super().draw(renderer)
 
 
@@ -85,13 +84,26 @@ def legend(axis: Axes, **options: Any) -> None:
 def literal(name: str) -> str:
     """A name as one line of text: what cannot be printed is written as an escape, such as ``\\n``.
 
-    One that begins with an underscore gets a space before it: matplotlib leaves such labels out of legends.
+    An empty one, or one that begins with an underscore, gets a space: matplotlib leaves such labels out of legends.
     """
     shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
-    return f" {shown}" if shown.startswith("_") else shown
+    shown = _drawable(shown)  # here too, since matplotlib copies the names of ticks when it draws
+    return f" {shown}" if shown[:1] in ("", "_") else shown
 
 
 def shortened(name: str, most: int = 24) -> str:
     """The end of a name that is too long for a title, as `literal` text: ends differ, beginnings are folders."""
     shown = literal(name)
     return shown if len(shown) <= most else "…" + shown[1 - most :]
+
+
+def _drawable(text: str) -> str:
+    """Text with a box for every letter that the font lacks."""
+    glyphs = _glyphs(*FontProperties().get_family())
+    return "".join(letter if ord(letter) in glyphs else "□" for letter in text)
+
+
+@lru_cache(maxsize=4)
+def _glyphs(*families: str) -> frozenset[int]:
+    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in families]
+    return frozenset({ord("\n")}.union(*(font.get_charmap() for font in fonts)))

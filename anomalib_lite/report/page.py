@@ -286,7 +286,7 @@ def _figures(
 def _vectors(detector: Detector, scores: Scores, source: Thumbnails) -> tuple[np.ndarray | None, list[int]]:
     """Vectors (m, d) of the scored images, and their positions in `scores`; embedded only if scoring kept none."""
     if scores.vectors is not None:
-        return scores.vectors, list(range(len(scores)))
+        return scores.vectors.copy(), list(range(len(scores)))  # torch warns of read-only arrays
     position = {name: i for i, name in enumerate(source.ids)}
     scored = {position[name]: i for i, name in enumerate(scores.ids) if name in position}
     vectors, kept = _embedded(detector, source, list(scored))
