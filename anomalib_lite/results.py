@@ -90,10 +90,8 @@ class Scores:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def anomaly_map(self, i: int, top: int = 0, bottom: int | None = None) -> np.ndarray:
+    def anomaly_map(self, i: int) -> np.ndarray:
         """Anomaly map (H, W) float32 of image `i` at its original size, in the unit of the scores.
-
-        Memory beyond the map grows with H + W. `top` and `bottom` ask for some of its rows only.
 
         Raises
         ------
@@ -103,18 +101,7 @@ class Scores:
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
         height, width = self.image_sizes[i]
-        bottom = height if bottom is None else bottom
-        grid = self.patch_scores[i]  # (gh, gw)
-        wide = np.empty((len(grid), width), dtype=np.float32)
-        for pixels, cells, weights in _resizing(grid.shape[1], width):
-            wide[:, pixels] = grid[:, cells] @ weights.T
-        found = np.empty((bottom - top, width), dtype=np.float32)
-        for pixels, cells, weights in _resizing(grid.shape[0], height):
-            first, last = max(top, pixels.start), min(bottom, pixels.stop)
-            if first < last:
-                rows = weights[first - pixels.start : last - pixels.start]
-                np.matmul(rows, wide[cells], out=found[first - top : last - top])
-        return found
+        return _resized(_resized(self.patch_scores[i].T, width).T, height)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""
@@ -142,14 +129,14 @@ class Scores:
 
         `overlays`, what `save_overlays` returned, adds a column of the files that show each image's heat map.
         """
-        shown = {} if overlays is None else {name: _as_text(os.fspath(file)) for name, file in overlays.items()}
-        extra = [] if overlays is None else ["overlay"]
-        lines = [["id", "score", "p_value", "alarm", "unreadable", *extra]]
+        shown = overlays or {}
+        lines = [["id", "score", "p_value", "alarm", "unreadable", "overlay"]]
         for i, image_id in enumerate(self.ids):
             row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), ""]
-            lines.append([_as_text(image_id), *row, *(shown.get(image_id, "") for _ in extra)])
-        for entry in self.unreadable:
-            lines.append([_as_text(entry.id), "", "", "", _as_text(entry.reason), *("" for _ in extra)])
+            lines.append([_as_text(image_id), *row, _as_text(os.fspath(shown.get(image_id, "")))])
+        lines += [[_as_text(entry.id), "", "", "", _as_text(entry.reason), ""] for entry in self.unreadable]
+        if overlays is None:
+            lines = [line[:-1] for line in lines]
         text = io.StringIO(newline="")
         csv.writer(text).writerows(lines)
         # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
@@ -184,24 +171,30 @@ class Scores:
         return save_overlays(self, folder, images, only_alarms=only_alarms)
 
 
+def _resized(grid: np.ndarray, pixels: int) -> np.ndarray:
+    """Rows (cells, w) brought to (pixels, w): bilinear, then smoothed."""
+    found = np.empty((pixels, grid.shape[1]), dtype=np.float32)
+    for rows, cells, weights in _resizing(len(grid), pixels):
+        np.matmul(weights, grid[cells], out=found[rows])
+    return found
+
+
 @lru_cache(maxsize=32)
 def _resizing(cells: int, pixels: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """One axis of an anomaly map: bilinear, then smoothed with a Gaussian, its rows summing to one at borders too.
+    """What `_resized` multiplies with: slices of pixels and of cells, and float32 weights (pixels, cells) between them.
 
-    Returns
-    -------
-    list of (pixels, cells, weights), weights float32 (pixels of the slice, cells of the slice)
+    Blocks, since a matrix of all pixels by all pixels takes gigabytes for a line-scan picture.
     """
     scale = pixels / cells
     reach = int(np.ceil(_REACH * _SMOOTHING * scale))
     gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (_SMOOTHING * scale)) ** 2)
-    blocks = []
+    width = max(1.0, 1 / scale)  # of the tent, in cells: shrinking has to average, not to pick
     step = max(1, round(_BLOCK * scale))
+    blocks = []
     for top in range(0, pixels, step):
         bottom = min(top + step, pixels)
         near = np.arange(max(0, top - reach), min(pixels, bottom + reach))  # what these pixels are smoothed from
         centres = (near + 0.5) / scale - 0.5
-        width = max(1.0, 1 / scale)  # shrinking has to average, not to pick
         if scale >= 1:
             centres = np.clip(centres, 0, cells - 1)
         first, last = max(0, int(centres[0] - width)), min(cells, int(centres[-1] + width) + 1)
@@ -210,7 +203,7 @@ def _resizing(cells: int, pixels: int) -> list[tuple[slice, slice, np.ndarray]]:
         size = len(near) + 2 * reach
         smooth = np.fft.irfft(np.fft.rfft(tent, size, axis=0) * np.fft.rfft(gaussian, size)[:, None], size, axis=0)
         weights = np.maximum(smooth[reach + top - near[0] :][: bottom - top], 0)
-        weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+        weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)  # to one at borders too
         blocks.append((slice(top, bottom), slice(first, last), weights))
     return blocks
 

@@ -12,7 +12,7 @@ import json
 import os
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,33 +54,19 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     -------
     uint8 (H, W, 3)
     """
-    return _painted_by_rows(pixels, lambda top, bottom: anomaly_map[top:bottom], scale)
-
-
-def _painted_by_rows(
-    pixels: np.ndarray, map_rows: Callable[[int, int], np.ndarray], scale: tuple[float, float]
-) -> np.ndarray:
+    low, high = scale
+    heat = np.linspace(0, 1, _LEVELS, dtype=np.float32)
+    # Opacity grows with the heat, so that what is good shows through unchanged.
+    weight = _OPACITY * np.sqrt(heat)[:, None]
+    colours = colormaps[COLOURS](heat)[:, :3].astype(np.float32) * 255 * weight
     painted = np.empty_like(pixels)
     step = max(1, _PIXELS // pixels.shape[1])
     for top in range(0, len(pixels), step):
-        bottom = min(top + step, len(pixels))
-        painted[top:bottom] = _painted(pixels[top:bottom], map_rows(top, bottom), scale)
+        rows = slice(top, top + step)
+        levels = np.clip((anomaly_map[rows] - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
+        levels = np.rint(levels).astype(np.uint16)
+        painted[rows] = np.rint(pixels[rows] * (1 - weight)[levels] + colours[levels])
     return painted
-
-
-def _painted(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
-    low, high = scale
-    heat = np.clip((anomaly_map - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
-    levels = np.rint(heat).astype(np.uint16)
-    # Opacity grows with the heat, so that what is good shows through unchanged.
-    weight = (_OPACITY * np.sqrt(np.linspace(0, 1, _LEVELS, dtype=np.float32)))[:, None]
-    colours = colormaps[COLOURS](np.linspace(0, 1, _LEVELS))[:, :3].astype(np.float32) * 255 * weight
-    return np.rint(pixels * (1 - weight)[levels] + colours[levels]).astype(np.uint8)
-
-
-def _overlay_of(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
-    """The overlay of a scored image, whose map is never held as a whole."""
-    return _painted_by_rows(pixels, lambda top, bottom: scores.anomaly_map(i, top, bottom), scores.map_scale)
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -144,16 +130,10 @@ def plot_masks(
             for colour, width in (("black", 2.2), ("white", 1.0)):
                 axis.contour(truth, levels=[0.5], colors=colour, linewidths=width)
         axis.set_title(shortened(title), fontsize=TEXT - 1)
+    outline = [Stroke(linewidth=2.4, foreground="black"), Normal()]
     handles = [
         Patch(facecolor=(0.9, 0.62, 0.0, 0.55), label="predicted"),
-        Line2D(
-            [],
-            [],
-            color="white",
-            linewidth=1.0,
-            path_effects=[Stroke(linewidth=2.4, foreground="black"), Normal()],
-            label="true",
-        ),
+        Line2D([], [], color="white", linewidth=1.0, path_effects=outline, label="true"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=TEXT - 1, frameon=False)
     return figure
@@ -163,25 +143,20 @@ def save_overlays(
     scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
 ) -> dict[str, Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
-    folder = Path(folder)
-    known = overlay_folder(folder)
+    folder, known = Path(folder), overlay_folder(folder)
     read = pictures_of(scores, images)
-    if scores.ids:
-        scores.anomaly_map(0, 0, 0)  # the global level has none and says so, before anything is written
-    names = {name.casefold(): image_id for name, image_id in known.items()}
-    wanted = {
-        i: _file_name(scores.ids[i], names) for i in range(len(scores.ids)) if scores.alarms[i] or not only_alarms
-    }
-    for name in wanted.values():
-        if name not in known and os.path.lexists(folder / name):
-            raise ValueError(_not_ours(folder, name))
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_manifest(folder, {**known, **{name: scores.ids[i] for i, name in wanted.items()}}, {})
+    taken = {name.casefold(): image_id for name, image_id in known.items()}
+    chosen = np.flatnonzero(scores.alarms) if only_alarms else range(len(scores.ids))
+    wanted = {int(i): _file_name(scores.ids[i], taken) for i in chosen}
     written: dict[str, Path] = {}
     lost: dict[str, str] = {}
+    if wanted:
+        scores.anomaly_map(next(iter(wanted)))  # the global level has none and says so, before anything is made
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_manifest(folder, known | {name: scores.ids[i] for i, name in wanted.items()}, lost)
     for i, name in wanted.items():
         try:
-            painted = _overlay_of(scores, i, read(i))
+            painted = overlay(read(i), scores.anomaly_map(i), scores.map_scale)
         except UnreadableImageError as error:
             lost[scores.ids[i]] = str(error)
             continue
@@ -190,7 +165,7 @@ def save_overlays(
         written[scores.ids[i]] = folder / name
     _write_manifest(folder, known, lost)
     if lost:
-        reasons = "; ".join(list(lost.values())[:3]) + ("; …" if len(lost) > 3 else "")
+        reasons = "; ".join(list(lost.values())[:3])
         warnings.warn(f"{len(lost)} of {len(wanted)} overlays could not be drawn: {reasons}", stacklevel=3)
     return written
 
@@ -207,27 +182,22 @@ def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
     folder, known = Path(folder), {}
     if (folder / MANIFEST).is_file():
         try:
-            known = {
-                str(name): str(of) for name, of in json.loads((folder / MANIFEST).read_bytes())["overlays"].items()
-            }
+            listed = json.loads((folder / MANIFEST).read_bytes())["overlays"]
+            known = {str(name): str(image_id) for name, image_id in listed.items() if (folder / name).is_file()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{folder / MANIFEST} is damaged ({error}); choose another folder") from error
-    for parent, _, files in os.walk(folder):
-        for name in files:
+    for parent, folders, files in os.walk(folder):
+        for name in (*files, *folders):
             if name.lower().endswith(SUFFIXES) and not (name in known and Path(parent) == folder):
-                raise ValueError(_not_ours(folder, os.path.relpath(os.path.join(parent, name), folder)))
+                raise ValueError(
+                    f"{folder} holds {os.path.relpath(os.path.join(parent, name), folder)}, which is no overlay of "
+                    f"ours; give overlays a folder of their own, such as {folder / 'overlays'}"
+                )
     return known
 
 
-def _not_ours(folder: Path, name: str) -> str:
-    return f"{folder} holds {name}, which is no overlay of ours; give overlays a folder of their own, such as " + repr(
-        str(folder / "overlays")
-    )
-
-
 def _write_manifest(folder: Path, overlays: dict[str, str], lost: dict[str, str]) -> None:
-    content = {"overlays": overlays, "not_drawn": lost}
-    write_atomically(folder / MANIFEST, json.dumps(content, indent=1).encode())
+    write_atomically(folder / MANIFEST, json.dumps({"overlays": overlays, "not_drawn": lost}, indent=1).encode())
 
 
 def contact_sheet(
@@ -252,14 +222,14 @@ def contact_sheet(
     columns = max(1, min(columns, len(chosen)))
     lines = max(1, -(-len(chosen) // columns))
     figure = new_figure(width=1.7 * columns, height=3.75 * lines + 0.75)
-    axes = np.reshape(np.array(axes_of(figure, 2 * lines, columns), dtype=object), (2 * lines, columns))
-    for axis in axes.flat:
+    axes = axes_of(figure, 2 * lines, columns)
+    for axis in axes:
         axis.set_axis_off()
     for place, i in enumerate(chosen):
-        above, below = axes[2 * (place // columns), place % columns], axes[2 * (place // columns) + 1, place % columns]
+        above = axes[place + place // columns * columns]
+        below = axes[place + (place // columns + 1) * columns]
         above.set_title(f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
-        verdict = f"alarm, p = {scores.p_values[i]:.3g}" if scores.alarms[i] else f"good, p = {scores.p_values[i]:.3g}"
-        below.set_title(verdict, fontsize=7)
+        below.set_title(f"{'alarm' if scores.alarms[i] else 'good'}, p = {scores.p_values[i]:.3g}", fontsize=7)
         try:
             pixels = read(i)
         except UnreadableImageError as error:
@@ -267,11 +237,9 @@ def contact_sheet(
             above.text(0.5, 0.5, reason, fontsize=7, ha="center", va="center", transform=above.transAxes)
             continue
         above.imshow(pixels)
-        below.imshow(_overlay_of(scores, i, pixels))
-    low, high = scores.map_scale
-    colours = figure.colorbar(
-        _scale_mappable(low, high), ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02
-    )
+        below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
+    scale = _scale_mappable(*scores.map_scale)
+    colours = figure.colorbar(scale, ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02)
     colours.set_label(f"patch score (alarm threshold of an image: {scores.threshold:.2f})", fontsize=7)
     colours.ax.tick_params(labelsize=7)
     return figure
@@ -289,9 +257,9 @@ def _file_name(image_id: str, taken: dict[str, str]) -> str:
     base = "__".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
     clean = "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in base).lstrip(". ")
     name = f"{clean}.png"
-    whole = clean and clean == image_id.strip("/").replace("/", "__")
+    whole = clean == image_id.strip("/").replace("/", "__")
     # File systems allow 255 bytes, and some do not tell A from a.
-    if not whole or len(name.encode()) > 200 or taken.get(name.casefold(), image_id) != image_id:
+    if not whole or not 0 < len(clean.encode()) < 200 or taken.get(name.casefold(), image_id) != image_id:
         checksum = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
         name = f"{clean[-40:].lstrip('. ') or 'image'}~{checksum}.png"
     taken[name.casefold()] = image_id

@@ -33,19 +33,14 @@ class Scored(Protocol):
     def map_scale(self) -> tuple[float, float]: ...
     @property
     def nearest(self) -> Sequence[Any] | None: ...
-    def anomaly_map(self, i: int, top: int = 0, bottom: int | None = None) -> np.ndarray: ...
+    def anomaly_map(self, i: int) -> np.ndarray: ...
 
 
 def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
     """A function from a position in `scores` to that picture, uint8 (H, W, 3).
 
-    It raises UnreadableImageError for a picture that is gone, can no longer be read or has another size now: a folder
-    on a line does not stand still between scoring and drawing.
-
-    Raises
-    ------
-    ValueError
-        If none of the scored images is among those given.
+    A folder on a line does not stand still: for a picture that has gone, cannot be read or has another size by now it
+    raises UnreadableImageError. If none of the scored images is among those given, that is a ValueError at once.
     """
     source = open_source(images)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
@@ -61,8 +56,8 @@ def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
         except OSError as error:  # of a source of the caller's own
             raise UnreadableImageError(f"{name}: {error}; copy the image again") from error
         if pixels.shape[:2] != tuple(scores.image_sizes[i]):
-            (h, w), (height, width) = scores.image_sizes[i], pixels.shape[:2]
-            raise UnreadableImageError(f"{name}: {width} x {height} pixels now, {w} x {h} when scored; score it again")
+            sizes = f"{pixels.shape[:2]}, but was {tuple(scores.image_sizes[i])} when scored"
+            raise UnreadableImageError(f"{name}: its (height, width) is {sizes}; score it again")
         return pixels
 
     return read

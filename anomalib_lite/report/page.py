@@ -17,6 +17,7 @@ import os
 import platform
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,13 @@ from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.plotting.retrieval import plot_retrieval
 from anomalib_lite.plotting.scored import pictures_of
-from anomalib_lite.report.thumbnails import SIDE, Thumbnails, encoded
+from anomalib_lite.report.thumbnails import Thumbnails, webp
 from anomalib_lite.results import Scores
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # Bytes for all pictures together, so that a page of 5 000 images stays below 30 MB with its maps.
 _PICTURE_BYTES = 14_000_000
-_SIDES = (SIDE, 256, 192, 128, 96, 64)
+_SIDES = (256, 192, 128, 96, 64)
 _RETRIEVALS = 6  # alarms explained by their nearest good patch
 _PACKAGES = ("anomalib_lite", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "pillow")
 
@@ -191,12 +192,7 @@ def _data(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[str,
             heat = np.clip((scores.patch_scores[i] - low) / max(high - low, 1e-12), 0, 1)
             found["map"] = base64.b64encode(np.round(255 * heat).astype(np.uint8).tobytes()).decode()
         if scores.nearest is not None:
-            nearest = scores.nearest[i]
-            found["nearest"] = {
-                "train_id": nearest.train_id,
-                "train_box": list(nearest.train_box),
-                "distance": float(nearest.distance),
-            }
+            found["nearest"] = asdict(scores.nearest[i])
         return found
 
     return {
@@ -223,18 +219,13 @@ def _pictures(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[
         return source.pictures.get(where)
 
     with ThreadPoolExecutor() as pool:
-        made = list(pool.map(picture, range(len(scores))))
-        found = {i: content for i, content in enumerate(made) if content is not None}
-        for side in _SIDES[1:]:
+        found = {i: made for i, made in enumerate(pool.map(picture, range(len(scores)))) if made is not None}
+        for side in _SIDES:
             if sum(4 * len(content) // 3 for content in found.values()) <= _PICTURE_BYTES:
                 break
-            smaller = pool.map(lambda content, side=side: encoded(_opened(content), side), found.values())
-            found = dict(zip(found, smaller, strict=True))
+            smaller = [pool.submit(webp, Image.open(io.BytesIO(content)), side) for content in found.values()]
+            found = {i: made.result() for i, made in zip(found, smaller, strict=True)}
     return found
-
-
-def _opened(content: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content))
 
 
 def _figures(

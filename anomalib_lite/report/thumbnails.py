@@ -15,34 +15,24 @@ SIDE = 320  # pixels at most: what a page shows of one image
 class Thumbnails:
     """An image source that keeps a small picture, some 10 kB of WebP, of every image read through it.
 
-    Give it to `Detector.score` and then to `write_report`, which needs to read nothing more of what was scored.
-
-    Parameters
-    ----------
-    source : ImageSource
-
-    Attributes
-    ----------
-    pictures : dict from position to the picture as WebP bytes
+    Give it to `Detector.score` and then to `write_report`. `pictures` maps positions to WebP bytes.
     """
 
     def __init__(self, source: ImageSource) -> None:
-        self.source = source
-        self.ids = source.ids
+        self.source, self.ids = source, source.ids
         self.pictures: dict[int, bytes] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, i: int) -> np.ndarray:
-        """Decode image `i`: uint8 RGB (H, W, 3)."""
         pixels = self.source.read(i)
         if i not in self.pictures:
-            self.pictures[i] = encoded(Image.fromarray(pixels), SIDE)
+            self.pictures[i] = webp(Image.fromarray(pixels), SIDE)
         return pixels
 
 
-def encoded(picture: Image.Image, side: int) -> bytes:
+def webp(picture: Image.Image, side: int) -> bytes:
     """A picture as WebP of at most `side` pixels."""
     picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
