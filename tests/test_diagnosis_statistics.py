@@ -37,7 +37,7 @@ class TestElbowAndSilhouette:
         assert found.means[0] == pytest.approx(found.values.mean())
 
     def test_many_rows_are_sampled_and_the_sample_follows_the_seed(self, monkeypatch):
-        monkeypatch.setattr(diagnostics, "_SILHOUETTE_ROWS", 50)
+        monkeypatch.setattr(diagnostics, "SILHOUETTE_ROWS", 50)
         rows, _ = blobs(3)
         first, again, other = (diagnostics.silhouette(rows, random_state=seed) for seed in (1, 1, 2))
         assert len(first.rows) == len(first.values) == 50

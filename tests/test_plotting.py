@@ -3,6 +3,7 @@ import sys
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -62,6 +63,14 @@ class TestOverlay:
         assert change[1] < change[2] < change[3] == change[4]
         assert np.array_equal(painted[0, 3], painted[0, 4])
 
+    def test_is_what_the_formula_says_on_every_pixel(self):
+        heat = np.random.default_rng(1).normal(6, 4, (600, 30)).astype(np.float32)  # more rows than are painted at once
+        pixels = np.random.default_rng(2).integers(0, 256, (600, 30, 3), dtype=np.uint8)
+        share = np.clip((heat - 2) / 8, 0, 1)[..., None]
+        opacity = 0.65 * np.sqrt(share)
+        expected = pixels * (1 - opacity) + 255 * colormaps["inferno"](share[..., 0])[..., :3] * opacity
+        assert overlay(pixels, heat, (2, 10)) == pytest.approx(expected, abs=3)
+
     def test_takes_a_scale_without_width(self):
         assert np.array_equal(overlay(self.pixels, np.zeros((20, 30)), (0, 0)), self.pixels)
 
@@ -87,6 +96,14 @@ class TestContactSheet:
         assert np.array_equal(drawn[1], images.read(0))
         assert not np.array_equal(drawn[2], drawn[0])  # 13 lies on the scale from 5 to 20
         assert np.array_equal(drawn[3], drawn[1])  # 1 lies below it
+
+    def test_says_what_could_not_be_drawn_and_draws_the_rest(self, tmp_path):
+        scores, images = scored(4)
+        images.items[3] = tmp_path / "part_003.png"
+        figure = contact_sheet(scores, images)
+        figure.savefig(tmp_path / "sheet.png")
+        assert "such file" in figure.axes[0].texts[0].get_text()
+        assert [len(axis.images) for axis in figure.axes[:8]] == [0, 1, 1, 1] * 2
 
     def test_the_global_level_has_no_maps(self):
         scores, images = scored(3, patch_scores=None)

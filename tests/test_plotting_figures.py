@@ -1,17 +1,23 @@
 """Figures of diagnostics, evaluations, maps and retrievals: each says what its numbers say."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from anomalib_lite import Detector
+from anomalib_lite.comparison import figures
 from anomalib_lite.diagnosis import figures as plots
 from anomalib_lite.diagnosis import map_figure as maps
 from anomalib_lite.diagnosis import statistics as diagnostics
 from anomalib_lite.diagnosis.projection import EmbeddingMap
 from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.images.sources import ListSource
 from anomalib_lite.plotting import curves, overlays, retrieval
+from anomalib_lite.plotting.style import new_figure, shortened
+from anomalib_lite.results import Nearest, Scores
 
 RNG = np.random.default_rng(0)
 ROWS = np.repeat(20 * np.eye(3, 6), 20, axis=0) + RNG.normal(size=(60, 6))
@@ -75,7 +81,82 @@ class TestEveryFigure:
         assert_nothing_is_clipped(DRAWINGS[name][0](), tmp_path)
 
 
+NAMES = {
+    "dollars": "part$_$x.png",
+    "formula": r"$\frac{1}{$ 5\$ a\b^c.png",
+    "controls": "a\nb\r\tc\0d\u202egnp\udcff.png",
+    "scripts": "😀🏭جزء部品.png",
+    "long": "_" + "x" * 300,
+    "empty": "",
+}
+
+
+def drawings_of(name):
+    """Every figure that a user's text reaches, with `name` as that text."""
+    pixels, mask = np.zeros((8, 8, 3), np.uint8), np.arange(64).reshape(8, 8) > 40
+    one = np.array([2.0])
+    scores = Scores(
+        [name], one, one / 2, one > 1, 1.0, 0.1, True, [(8, 8)], np.arange(4, dtype=np.float32).reshape(1, 2, 2),
+        nearest=[Nearest((0, 0, 4, 4), name, (4, 4, 8, 8), 0.5)],
+    )  # fmt: skip
+    images = ListSource([pixels], [name])
+    placed = EmbeddingMap(np.arange(8.0).reshape(4, 2), np.arange(4), False, "umap")
+    yield curves.plot_score_histogram([1, 2, 3], ["good", name, name], 1.5)
+    yield curves.plot_roc([0, 1, 1], {name: [1, 2, 3]})
+    yield curves.plot_precision_recall([0, 1, 1], {name: [1, 2, 3]})
+    yield curves.plot_confusion(["good", name], [name, "good"])
+    yield curves.plot_training({f"{name}_loss": [2, 1]})
+    yield plots.plot_suspicious(diagnostics.suspicious([name, *"abc"], [4, 1, 1, 1]))
+    yield maps.plot_embedding_map(placed, ["training", "good", name, name])
+    yield overlays.plot_anomaly_map(scores, 0, images)
+    yield overlays.plot_masks([pixels], [mask], [mask], [name])
+    yield overlays.contact_sheet(scores, images)
+    yield retrieval.plot_retrieval(scores, 0, images, images)
+    yield figures.plot_misclassified([SimpleNamespace(id=name, predicted=name, probability=0.5, actual=name)], images)
+
+
+class TestNamesOfStrangers:
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("name", NAMES.values(), ids=NAMES.keys())
+    def test_are_drawn_without_a_stumble(self, name):
+        for figure in drawings_of(name):
+            figure.canvas.draw()
+
+    @pytest.mark.parametrize("name", ["part$_$x", r"a\$_$", "a_{2}"])
+    def test_are_drawn_as_they_stand(self, name):
+        """Letter by letter: no formula, no escape left over."""
+
+        def drawn(text, **options):
+            figure = new_figure(2, 1)
+            figure.text(0.1, 0.5, text, **options)
+            figure.canvas.draw()
+            return np.asarray(figure.canvas.buffer_rgba())
+
+        assert np.array_equal(drawn(name), drawn(name, parse_math=False))
+
+    def test_a_name_is_one_line_and_keeps_its_end(self):
+        assert shortened("a\nb.png") == r"a\nb.png"
+        assert shortened("\udcff.png") == r"\udcff.png"
+        assert shortened("x" * 300 + ".png") == "…" + "x" * 19 + ".png"
+
+    def test_a_kind_that_begins_with_an_underscore_is_in_the_legend(self):
+        placed = EmbeddingMap(np.arange(8.0).reshape(4, 2), np.arange(4), False, "umap")
+        assert "_bad (2)" in texts(maps.plot_embedding_map(placed, ["training", "good", "_bad", "_bad"]))
+
+
 class TestCurves:
+    def test_agree_with_scikit_learn_on_infinite_scores_too(self):
+        labels, scores = [0, 1, 0, 1, 1], [-np.inf, 2.0, 2.0, 3.0, np.inf]
+        assert "AUROC 0.917" in texts(curves.plot_roc(labels, {"kNN": scores}))
+        assert "AP 0.917" in texts(curves.plot_precision_recall(labels, {"kNN": scores}))
+        steps = curves.plot_precision_recall(labels, {"kNN": scores}).axes[0].lines[0].get_xydata()
+        assert steps == pytest.approx(np.array([[1 / 3, 1], [2 / 3, 1], [1, 3 / 4], [1, 3 / 5]]))
+
+    def test_need_good_and_defective_images(self):
+        for draw in (curves.plot_roc, curves.plot_precision_recall):
+            with pytest.raises(ValueError, match="2 of 2 images are defective; a curve needs good and defective"):
+                draw([1, 1], {"kNN": [1, 2]})
+
     def test_roc_treats_ties_as_one_step(self):
         """All scores equal: the curve is the diagonal, not a staircase that depends on the order."""
         line = curves.plot_roc([1, 0, 1, 0], {"same": [5, 5, 5, 5]}).axes[0].lines[0]

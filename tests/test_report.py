@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +12,12 @@ import pytest
 from PIL import Image
 
 from anomalib_lite import Detector
+from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.images.sources import ListSource
 from anomalib_lite.report import page as report
 from anomalib_lite.report.page import kinds_of, write_report
+from anomalib_lite.report.thumbnails import Thumbnails
 
 HOSTILE = "</script><img src=x onerror=alert(1)>@@data@@.png"
 CHROMIUM = next(
@@ -98,10 +103,69 @@ class TestPage:
             write_report(detector, tmp_path, tmp_path / "r.html")
         assert not (tmp_path / "r.html").exists()
 
+    def test_what_has_gone_since_is_named_and_the_rest_is_drawn(self, detector, data, folder, tmp_path):
+        shutil.copytree(folder, tmp_path / "parts")
+        scores = detector.score(tmp_path / "parts")
+        worst, best = scores.ids[int(scores.scores.argmax())], scores.ids[int(scores.scores.argmin())]
+        (tmp_path / "parts" / worst).unlink()
+        (tmp_path / "parts" / best).write_bytes(b"half a pict")
+        path = write_report(
+            detector, tmp_path / "parts", tmp_path / "r.html", scores=scores, training_images=data.train
+        )
+        assert "Could not be drawn (2)" in path.read_text()
+        assert f"<td>{worst}</td><td>{worst}: was scored but is not among the images given" in path.read_text()
+        held = {image["id"]: image for image in embedded(path)["images"]}
+        assert list(held) == scores.ids
+        assert [name for name in held if not held[name]["thumbnail"]] == [
+            name for name in scores.ids if name in (worst, best)
+        ]
+
+    def test_nothing_left_to_draw_still_gives_the_scores(self, detector, data, folder, tmp_path):
+        scores = detector.score(data.test)
+        images = [tmp_path / name for name in scores.ids]
+        path = write_report(detector, ListSource(images, scores.ids), tmp_path / "r.html", scores=scores)
+        assert f"Could not be drawn ({len(scores)})" in path.read_text()
+
+    def test_other_images_are_refused(self, detector, data, tmp_path):
+        with pytest.raises(ValueError, match="was scored but is not among the images given"):
+            write_report(detector, data.train, tmp_path / "r.html", scores=detector.score(data.test.read(0)))
+
+    @pytest.mark.parametrize("given", ["nothing", "scores", "scores and pictures"])
+    def test_images_are_read_and_embedded_once(self, given, detector, data, tmp_path, monkeypatch):
+        """What scoring decoded is kept small; what it embedded is not embedded again."""
+        reads = Counter()
+        source = Counting(data.test, reads)
+        if given == "scores and pictures":
+            source = Thumbnails(source)
+        scores = None
+        if given != "nothing":
+            vectors, _ = embed_whole(detector.embedder, data.test)
+            scores = replace(detector.score(source), vectors=vectors)
+            monkeypatch.setattr(report, "embed_whole", lambda *_, **__: pytest.fail("embedded again"))
+        if given == "scores":
+            reads.clear()
+        path = write_report(detector, source, tmp_path / "r.html", scores=scores)
+        assert set(reads.values()) == ({2} if given == "nothing" else {1})  # without vectors: once more to embed
+        assert all(image["thumbnail"] for image in embedded(path)["images"])
+
     def test_pictures_shrink_when_there_are_many(self, detector, folder, tmp_path, monkeypatch):
         large = write_report(detector, folder, tmp_path / "large.html").stat().st_size
         monkeypatch.setattr(report, "_PICTURE_BYTES", 30_000)
         assert write_report(detector, folder, tmp_path / "small.html").stat().st_size < large
+
+
+class Counting:
+    """A source that counts how often each image is read."""
+
+    def __init__(self, source, reads):
+        self.source, self.ids, self.reads = source, source.ids, reads
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, i):
+        self.reads[i] += 1
+        return self.source.read(i)
 
 
 class TestKinds:

@@ -1,6 +1,8 @@
 import csv
 import dataclasses
 import json
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -52,7 +54,29 @@ class TestCSV:
             "unreadable": "d.png: empty (0 bytes)",
         }
 
-    @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r"])
+    @pytest.mark.parametrize(
+        "start",
+        [
+            "=",
+            "+",
+            "-",
+            "@",
+            "\t",
+            "\r",
+            "\n",
+            " =",
+            "  @",
+            "\t-",
+            "\n+",
+            "＝",
+            "＋",
+            "－",
+            "＠",
+            " ＝",
+            "\ufeff=",
+            "\xa0=",
+        ],
+    )
     def test_does_not_run_in_a_spreadsheet(self, start, tmp_path):
         formula = f"{start}cmd|' /C calc'!A0.png"
         scores = make_scores([formula], unreadable=[UnreadableImage(1, formula, formula)])
@@ -67,6 +91,28 @@ class TestCSV:
     def test_takes_names_that_are_no_text(self, tmp_path):
         name = b"part_\xff.png".decode(errors="surrogateescape")  # as os.walk gives it
         assert read_csv(make_scores([name]).to_csv(tmp_path / "scores.csv"))[0]["id"] == r"part_\udcff.png"
+
+    def test_a_nul_does_not_end_the_table(self, tmp_path):
+        text = make_scores(["a\0b.png"]).to_csv(tmp_path / "scores.csv").read_bytes()
+        assert b"\0" not in text
+        assert rb"a\x00b.png" in text
+
+    def test_is_replaced_in_one_step(self, tmp_path, monkeypatch):
+        """What fails half-way leaves the table of yesterday."""
+        path = make_scores().to_csv(tmp_path / "scores.csv")
+        before = path.read_bytes()
+        broken = make_scores(unreadable=[UnreadableImage(3, "x", None)])
+        with pytest.raises(TypeError):
+            broken.to_csv(path)
+        assert path.read_bytes() == before
+        assert list(tmp_path.iterdir()) == [path]
+
+    def test_leads_to_the_overlays(self, tmp_path):
+        scores = make_scores()
+        images = ListSource([np.zeros((40, 60, 3), np.uint8)] * 3, scores.ids)
+        written = scores.save_overlays(tmp_path / "maps", images, only_alarms=True)
+        rows = read_csv(scores.to_csv(tmp_path / "scores.csv", overlays=written))
+        assert [row["overlay"] for row in rows] == ["", "", str(tmp_path / "maps" / "bad__c.png.png"), ""]
 
     def test_without_a_readable_image(self, tmp_path):
         empty = np.zeros(0)
@@ -91,10 +137,10 @@ class TestDict:
             "nearest": {"box": [0, 0, 10, 10], "train_id": "2.png", "train_box": [10, 10, 20, 20], "distance": 2.5},
         }
         assert result["unreadable"] == [{"index": 3, "id": "bad/d.png", "reason": "d.png: empty (0 bytes)"}]
-        # What is left out are the maps and what only they need.
+        # What is left out are the maps and what only drawings need.
         told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
-        maps = {"image_sizes", "patch_scores", "map_scale"}
+        maps = {"image_sizes", "patch_scores", "map_scale", "vectors"}
         assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | maps
 
     def test_other_scorers_have_no_nearest(self):
@@ -106,6 +152,12 @@ class TestDict:
     def test_cannot_be_changed(self):
         with pytest.raises(dataclasses.FrozenInstanceError):
             make_scores().threshold = 0
+        given = np.linspace(1.0, 3.0, 3)
+        scores = make_scores(scores=given)
+        for array in (scores.scores, scores.p_values, scores.alarms, scores.patch_scores):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+        given[0] = 5  # the caller's own array stays the caller's
 
 
 class TestAnomalyMap:
@@ -146,7 +198,38 @@ class TestAnomalyMap:
 
         for side in range(20, 120):
             make_scores(["a"], image_sizes=[(side, side + 1)]).anomaly_map(0)
-        assert len(results._RESIZING) <= 64
+        assert results._resizing.cache_info().currsize <= 32
+
+    @pytest.mark.parametrize(("grid", "size"), [((28, 28), (320, 320)), ((3, 50), (7, 901)), ((40, 3), (13, 2))])
+    def test_is_what_whole_matrices_make_of_it(self, grid, size):
+        """The definition: a bilinear matrix, then a Gaussian one over all pixels, rows summing to one."""
+        axes = []
+        for cells, pixels in zip(grid, size, strict=True):
+            centres = (np.arange(pixels) + 0.5) * cells / pixels - 0.5
+            tent = np.maximum(0, 1 - np.abs(np.clip(centres, 0, cells - 1)[:, None] - np.arange(cells)))
+            if pixels < cells:
+                tent = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(cells)) * pixels / cells)
+            offsets = np.arange(pixels)[:, None] - np.arange(pixels)
+            gaussian = np.exp(-0.5 * (offsets * cells / pixels / 0.5) ** 2)
+            axes.append((gaussian / gaussian.sum(1, keepdims=True)) @ (tent / tent.sum(1, keepdims=True)))
+        patches = np.random.default_rng(2).normal(size=grid).astype(np.float32)
+        got = make_scores(["a"], image_sizes=[size], patch_scores=patches[None]).anomaly_map(0)
+        assert got == pytest.approx(axes[0] @ patches @ axes[1].T, abs=1e-5)
+
+    def test_a_line_scan_picture_takes_no_matrix_of_its_pixels(self):
+        """12 000 pixels took matrices of 12 000 x 12 000, 3.5 GB."""
+        tracemalloc.start()
+        try:
+            make_scores(["a"], image_sizes=[(64, 12_000)]).anomaly_map(0)
+            assert tracemalloc.get_traced_memory()[1] < 50e6
+        finally:
+            tracemalloc.stop()
+
+    def test_many_threads_may_ask_at_once(self):
+        """Sizes by the hundred empty a cache while others read it."""
+        scores = make_scores([str(i) for i in range(400)], image_sizes=[(20 + i % 200, 21 + i) for i in range(400)])
+        with ThreadPoolExecutor(8) as pool:
+            assert len(list(pool.map(scores.anomaly_map, [*range(400)] * 2))) == 800
 
     def test_the_global_level_has_none(self, tmp_path):
         scores = make_scores(patch_scores=None)
@@ -162,35 +245,151 @@ class TestOverlays:
         images = ListSource([np.full((40, 60, 3), 90, np.uint8)] * len(ids), list(ids))
         return make_scores(ids).save_overlays(folder, images, **options)
 
+    @staticmethod
+    def manifest(folder):
+        return json.loads((folder / ".anomalib_lite-overlays.json").read_text())
+
     def test_are_images_of_the_original_size(self, tmp_path):
-        paths = self.save(tmp_path / "new" / "maps", ["good/a.png", "bad/b.png"])
-        assert [path.name for path in paths] == ["good_a.png", "bad_b.png"]
-        for path in paths:
+        written = self.save(tmp_path / "new" / "maps", ["good/a.png", "bad/b.png"])
+        assert {name: path.name for name, path in written.items()} == {
+            "good/a.png": "good__a.png.png",
+            "bad/b.png": "bad__b.png.png",
+        }
+        for path in written.values():
             assert np.array(Image.open(path)).shape == (40, 60, 3)
 
     @pytest.mark.parametrize(
         "ids",
         [
             ["../../x.png", "/etc/x.png", "..", ".", "/", "a/../../x"],
-            ["a.png", "a.jpg", "a.bmp", "a_2.png", "sub/a.png", "sub_a.png"],
-            ["C:\\x\\y.png", "a:b.png", "a\nb.png", "a\0b.png", "=1.png", "ä/ö.png"],
-            ["", "#", "...", "…", "x" * 400, "部" * 400, "y" * 400 + ".png"],
+            ["a.png", "a.jpg", "a.bmp", "a_2.png", "sub/a.png", "sub_a.png", "sub__a.png", "A.png", "SUB/a.png"],
+            ["C:\\x\\y.png", "a:b.png", "a\nb.png", "a\0b.png", "=1.png", "ä/ö.png", "\udcff.png", "😀.png"],
+            ["", "#", "...", "…", "x" * 400, "部" * 400, "y" * 400 + ".png", "z" * 400 + ".png"],
         ],
         ids=["climbing", "alike", "odd characters", "empty and long"],
     )
     def test_stay_in_their_folder_under_names_of_their_own(self, ids, tmp_path):
         folder = tmp_path / "maps"
-        paths = self.save(folder, ids)
-        assert len({path.name.lower() for path in paths}) == len(ids)
-        assert sorted(folder.iterdir()) == sorted(paths)
-        assert list(tmp_path.iterdir()) == [folder]
-        assert not any(".." in path.name or path.name.startswith(".") for path in paths)
+        for _ in range(2):  # the second time over the first
+            written = self.save(folder, ids)
+            assert list(written) == ids
+            assert len({path.name.lower() for path in written.values()}) == len(ids)
+            assert sorted(folder.glob("*.png")) == sorted(written.values())
+            assert list(tmp_path.iterdir()) == [folder]
+            assert not any(".." in path.name or path.name.startswith(".") for path in written.values())
+            assert self.manifest(folder)["overlays"] == {path.name: name for name, path in written.items()}
+
+    def test_names_do_not_mislead(self, tmp_path):
+        """`a_2.png` was the overlay of `a.jpg`, beside a picture of that very name."""
+        written = self.save(tmp_path / "maps", ["a.png", "a.jpg", "a_2.png"])
+        assert [path.name for path in written.values()] == ["a.png.png", "a.jpg.png", "a_2.png.png"]
 
     def test_of_alarms_only(self, tmp_path):
-        paths = self.save(tmp_path, ["a.png", "b.png", "c.png"], only_alarms=True)
-        assert [path.name for path in paths] == ["c.png"]
+        written = self.save(tmp_path, ["a.png", "b.png", "c.png"], only_alarms=True)
+        assert [path.name for path in written.values()] == ["c.png.png"]
 
     def test_of_other_images_are_refused(self, tmp_path):
         other = ListSource([np.zeros((40, 60, 3), np.uint8)], ["other.png"])
         with pytest.raises(ValueError, match=r"'good/a\.png' was scored but is not among the images given"):
             make_scores().save_overlays(tmp_path, other)
+
+
+class TestOverlaysLeaveOtherFilesAlone:
+    @pytest.fixture
+    def parts(self, tmp_path):
+        """A folder of two pictures, one below it; their ids are as a folder gives them."""
+        folder = tmp_path / "parts"
+        for name in ("a.png", "sub/b.png"):
+            (folder / name).parent.mkdir(exist_ok=True, parents=True)
+            Image.new("RGB", (60, 40), "red").save(folder / name)
+        return folder
+
+    @staticmethod
+    def contents(folder):
+        return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+    @pytest.mark.parametrize("target", ["parts", "parts/sub", "."], ids=["the same", "below", "above"])
+    def test_pictures_are_never_overwritten_nor_hidden(self, parts, target):
+        before = self.contents(parts)
+        with pytest.raises(
+            ValueError, match=r"(a|b)\.png, which is no overlay of ours; give overlays a folder of their own"
+        ):
+            make_scores(["a.png", "sub/b.png"]).save_overlays(parts.parent / target, parts)
+        assert self.contents(parts) == before
+
+    def test_nor_is_a_picture_put_there_since(self, parts, tmp_path):
+        maps = tmp_path / "maps"
+        scores = make_scores(["a.png", "sub/b.png"])
+        scores.save_overlays(maps, parts, only_alarms=True)
+        Image.new("RGB", (60, 40), "red").save(maps / "a.png.png")
+        before = self.contents(maps)
+        with pytest.raises(ValueError, match=r"maps holds a\.png\.png, which is no overlay of ours"):
+            scores.save_overlays(maps, parts)
+        assert self.contents(maps) == before
+
+    def test_nothing_is_drawn_before_that_is_known(self, parts, monkeypatch):
+        monkeypatch.setattr(Image.Image, "save", lambda *_: pytest.fail("something was written"))
+        (parts / "maps").mkdir()
+        (parts / "maps" / "sub__b.png.png").symlink_to(parts / "sub" / "b.png")
+        with pytest.raises(ValueError, match="no overlay of ours"):
+            make_scores(["a.png", "sub/b.png"]).save_overlays(parts / "maps", parts)
+
+    def test_a_damaged_manifest_is_named(self, parts, tmp_path):
+        (tmp_path / "maps").mkdir()
+        (tmp_path / "maps" / ".anomalib_lite-overlays.json").write_text("[")
+        with pytest.raises(ValueError, match=r"overlays\.json is damaged.*choose another folder"):
+            make_scores(["a.png", "sub/b.png"]).save_overlays(tmp_path / "maps", parts)
+
+    def test_a_second_batch_joins_the_first(self, parts, tmp_path):
+        scores = make_scores(["a.png", "sub/b.png"])
+        scores.save_overlays(tmp_path / "maps", parts)
+        other = ListSource([np.zeros((40, 60, 3), np.uint8)], ["sub__b.png"])
+        (path,) = make_scores(["sub__b.png"]).save_overlays(tmp_path / "maps", other).values()
+        assert path.name.startswith("sub__b.png~")
+        assert TestOverlays.manifest(tmp_path / "maps")["overlays"] == {
+            "a.png.png": "a.png",
+            "sub__b.png.png": "sub/b.png",
+            path.name: "sub__b.png",
+        }
+
+
+class TestOverlaysOfWhatIsGone:
+    @pytest.mark.parametrize("how", ["deleted", "deleted from a folder", "broken", "resized", "refused"])
+    def test_the_rest_is_drawn_and_it_is_named(self, how, tmp_path):
+        names = ["a.png", "b.png", "c.png"]
+        for name in names:
+            Image.new("RGB", (60, 40), "red").save(tmp_path / name)
+        images = ListSource([tmp_path / name for name in names], names)
+        if how == "deleted":
+            (tmp_path / "b.png").unlink()
+        elif how == "deleted from a folder":
+            (tmp_path / "b.png").unlink()
+            images = tmp_path
+        elif how == "broken":
+            (tmp_path / "b.png").write_bytes(b"half a pict")
+        elif how == "resized":
+            Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
+        else:
+            images = Refusing(images)
+        with pytest.warns(UserWarning, match=r"1 of 3 overlays could not be drawn: b\.png: "):
+            written = make_scores(names).save_overlays(tmp_path / "maps", images)
+        assert list(written) == ["a.png", "c.png"]
+        assert all(path.is_file() for path in written.values())
+        listed = TestOverlays.manifest(tmp_path / "maps")
+        assert set(listed["overlays"].values()) == {"a.png", "c.png"}
+        assert list(listed["not_drawn"]) == ["b.png"]
+
+
+class Refusing:
+    """A source of the caller's own, whose second image the disk refuses."""
+
+    def __init__(self, source):
+        self.source, self.ids = source, source.ids
+
+    def __len__(self):
+        return len(self.ids)
+
+    def read(self, i):
+        if i == 1:
+            raise OSError(5, "Input/output error")
+        return self.source.read(i)

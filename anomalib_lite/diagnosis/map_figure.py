@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from anomalib_lite.diagnosis.projection import EmbeddingMap
-from anomalib_lite.plotting.style import ALARM, COLOURS, GOOD, MARKERS, TEXT, axes_of, legend, new_figure
+from anomalib_lite.plotting.style import ALARM, COLOURS, GOOD, MARKERS, TEXT, axes_of, legend, new_figure, shortened
 
 TRAINING = "training"
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -51,7 +51,7 @@ def plot_embedding_map(
         if kind != TRAINING:
             number = coloured.index(kind)
             colour, marker, size = COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)], 18
-        name = f"{kind} ({here.sum()})"
+        name = f"{shortened(kind)} ({here.sum()})"
         axis.scatter(points[here, 0], points[here, 1], color=colour, marker=marker, s=size, linewidths=0, label=name)
     if alarms is not None:
         ringed = np.asarray(alarms, dtype=bool)[result.rows]

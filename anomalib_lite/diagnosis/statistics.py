@@ -2,7 +2,7 @@
 
 How many groups there are (elbow, silhouette), how dense they lie (k-distance, DBSCAN over eps), how many dimensions
 they need (explained variance), which training images look like defects, and which images are there twice. No
-function here draws, reads an image or runs a network; `diagnosis` does, and `plotting.diagnostics` draws.
+function here draws, reads an image or runs a network; `advice` does, and `figures` draws.
 """
 
 from __future__ import annotations
@@ -15,11 +15,9 @@ from numpy.typing import ArrayLike
 
 from anomalib_lite.scoring.base import check_rows
 from anomalib_lite.scoring.dbscan import DBSCANScorer, knee, leave_out_k_distances
-from anomalib_lite.scoring.kmeans import lloyd
-from anomalib_lite.scoring.neighbors import NeighborIndex
+from anomalib_lite.scoring.kmeans import SILHOUETTE_ROWS, lloyd, silhouettes
 
 COUNTS = (2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
-_SILHOUETTE_ROWS = 2000  # quadratic in rows
 
 
 @dataclass(frozen=True)
@@ -137,27 +135,16 @@ def silhouette(X: ArrayLike, counts: Sequence[int] = COUNTS, *, random_state: in
     ValueError
         If there are fewer than four rows, they are not finite, or all the same.
     """
-    from sklearn.metrics import silhouette_samples
-
     X, usable = _clusterable(X, counts)
     chosen = np.arange(len(X))
-    if len(X) > _SILHOUETTE_ROWS:
-        chosen = np.sort(np.random.default_rng(random_state).choice(len(X), _SILHOUETTE_ROWS, replace=False))
-    rows = X[chosen]
-    best: tuple[float, int, np.ndarray, np.ndarray] | None = None
-    means, tried = [], []
-    for count in usable:
-        labels = NeighborIndex(lloyd(rows, count, random_state=random_state)[0]).search(rows)[1][:, 0]
-        if not 1 < len(np.unique(labels)) < len(rows):
-            continue
-        values = silhouette_samples(rows, labels).astype(np.float64)
-        tried.append(count)
-        means.append(float(values.mean()))
-        if best is None or means[-1] > best[0]:
-            best = (means[-1], count, labels, values)
-    if best is None:
-        raise ValueError(f"all {len(rows)} rows are the same, or nearly: they make no two clusters")
-    return Silhouette(np.array(tried), np.array(means), best[1], chosen, best[2], best[3])
+    if len(X) > SILHOUETTE_ROWS:
+        chosen = np.sort(np.random.default_rng(random_state).choice(len(X), SILHOUETTE_ROWS, replace=False))
+    found = list(silhouettes(X[chosen], usable, random_state=random_state))
+    if not found:
+        raise ValueError(f"all {len(chosen)} rows are the same, or nearly: they make no two clusters")
+    means = np.array([values.mean() for _, _, values in found])
+    k, labels, values = found[int(means.argmax())]
+    return Silhouette(np.array([count for count, _, _ in found]), means, k, chosen, labels, values)
 
 
 def k_distance(X: ArrayLike, groups: ArrayLike | None = None, *, k: int = 4) -> KDistance:

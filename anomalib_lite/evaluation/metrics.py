@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import bdtr, betaincinv, expit, logit, ndtri
+from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Floats = NDArray[np.float64]
 
@@ -91,8 +92,8 @@ def auroc(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> auroc([0, 0, 1, 1], [0.1, 0.4, 0.4, 0.9])
     0.875
     """
-    good, defective = _split(labels, scores)
-    return 1.0 - _count_misordered(good, defective) / (good.size * defective.size)
+    _split(labels, scores)
+    return float(roc_auc_score(labels, _places(scores)[1]))
 
 
 def misordered_pairs(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -151,14 +152,8 @@ def average_precision(labels: ArrayLike, scores: ArrayLike) -> float:
     >>> round(average_precision([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), 3)
     0.833
     """
-    _, false_alarms, hits = _alarm_counts(*_split(labels, scores))
-    return average_precision_of(false_alarms, hits)
-
-
-def average_precision_of(false_alarms: NDArray, hits: NDArray) -> float:
-    """From cumulative counts, highest score first; every point has at least one alarm."""
-    precision = hits / (hits + false_alarms)
-    return float(np.sum(np.diff(hits, prepend=0) * precision) / hits[-1])
+    _split(labels, scores)
+    return float(average_precision_score(labels, _places(scores)[1]))
 
 
 def f1_max(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
@@ -172,10 +167,13 @@ def f1_max(labels: ArrayLike, scores: ArrayLike) -> tuple[float, float]:
     >>> f1_max([0, 0, 1, 1], [0.1, 0.4, 0.5, 0.9])
     (1.0, 0.5)
     """
-    thresholds, false_alarms, hits = _alarm_counts(*_split(labels, scores))
-    f1 = 2 * hits / (hits + false_alarms + hits[-1])  # 2 TP / (2 TP + FP + FN)
+    good, defective = _split(labels, scores)
+    distinct, places = _places(scores)
+    fpr, recall, thresholds = roc_curve(labels, places, drop_intermediate=False)  # the first one alarms nowhere
+    false_alarms, hits = np.rint(fpr * good.size), np.rint(recall * defective.size)  # counts, so that ties are ties
+    f1 = 2 * hits / (hits + false_alarms + defective.size)  # 2 TP / (2 TP + FP + FN)
     best = int(np.argmax(f1))
-    return float(f1[best]), float(thresholds[best])
+    return float(f1[best]), float(distinct[int(thresholds[best])])
 
 
 def fpr_at_full_recall(labels: ArrayLike, scores: ArrayLike) -> float:
@@ -223,11 +221,10 @@ def per_kind_auroc(labels: ArrayLike, kinds: Sequence[str], scores: ArrayLike) -
         raise ValueError(f"{len(kinds)} kinds for {values.size} scores: give one kind per score")
     _split(labels, scores)  # both classes are there
     names = np.asarray([str(kind) for kind in kinds])
-    good = values[~is_defective]
     per_kind = {}
     for name in np.unique(names[is_defective]):
-        chosen = values[is_defective & (names == name)]
-        per_kind[str(name)] = 1.0 - _count_misordered(good, chosen) / (good.size * chosen.size)
+        chosen = ~is_defective | (names == name)
+        per_kind[str(name)] = auroc(is_defective[chosen], values[chosen])
     return per_kind
 
 
@@ -322,9 +319,7 @@ def _newcombe_interval(area: float, m: int, n: int, z: float) -> tuple[float, fl
     return float(low), float(high)
 
 
-def _alarm_counts(good: Floats, defective: Floats) -> tuple[Floats, Floats, Floats]:
-    """Distinct scores in falling order, and how many good and defective samples reach each."""
-    thresholds = np.unique(np.concatenate([good, defective]))[::-1]
-    false_alarms = good.size - np.searchsorted(np.sort(good), thresholds, "left")
-    hits = defective.size - np.searchsorted(np.sort(defective), thresholds, "left")
-    return thresholds, false_alarms.astype(np.float64), hits.astype(np.float64)
+def _places(scores: ArrayLike) -> tuple[Floats, NDArray[np.int64]]:
+    """The distinct scores in rising order, and each score's place among them: infinite ones, too, are only ranked."""
+    distinct, places = np.unique(np.asarray(scores, dtype=np.float64), return_inverse=True)
+    return distinct, places

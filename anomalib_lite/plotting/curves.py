@@ -10,8 +10,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
+from sklearn.metrics import (
+    average_precision_score,
+    confusion_matrix,
+    precision_recall_curve,
+    roc_auc_score,
+    roc_curve,
+)
 
-from anomalib_lite.evaluation import metrics
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,
@@ -23,6 +29,7 @@ from anomalib_lite.plotting.style import (
     label,
     legend,
     new_figure,
+    shortened,
     whole_numbers,
 )
 
@@ -42,7 +49,9 @@ def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: flo
         axis.set_ylim(0, max(1.0, float(np.max(counts))) * 1.1)
         axis.set_yticks([])
         axis.spines["left"].set_visible(False)
-        axis.set_ylabel(f"{kind} ({int((names == kind).sum())})", fontsize=TEXT, rotation=0, ha="right", va="center")
+        axis.set_ylabel(
+            f"{shortened(kind)} ({int((names == kind).sum())})", fontsize=TEXT, rotation=0, ha="right", va="center"
+        )
         if threshold is not None:
             axis.axvline(threshold, color=ALARM, linestyle="--", linewidth=1.2)
     if threshold is not None:
@@ -63,10 +72,10 @@ def plot_roc(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
     """ROC curves of one or several detectors on the same images."""
     figure = new_figure(width=3.6, height=3.6)
     (axis,) = axes_of(figure)
-    truth = np.asarray(labels, dtype=bool)
     for number, (name, values) in enumerate(scores.items()):
-        false, true = _roc(truth, np.asarray(values, dtype=np.float64))
-        title = f"{name}, AUROC {metrics.auroc(truth, np.asarray(values, dtype=np.float64)):.3f}"
+        truth, places = _ranked(labels, values)
+        false, true, _ = roc_curve(truth, places)
+        title = f"{shortened(name)}, AUROC {roc_auc_score(truth, places):.3f}"
         axis.plot(false, true, _dash(number), color=COLOURS[number % len(COLOURS)], label=title)
     axis.plot([0, 1], [0, 1], ":", color=GOOD, linewidth=1, label="chance")
     axis.set_aspect("equal")
@@ -79,15 +88,14 @@ def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) ->
     """Precision over recall of one or several detectors on the same images."""
     figure = new_figure(width=3.6, height=3.6)
     (axis,) = axes_of(figure)
-    truth = np.asarray(labels, dtype=bool)
     for number, (name, values) in enumerate(scores.items()):
-        numbers = np.asarray(values, dtype=np.float64)
-        found, alarms = _ranked(truth, numbers)
-        title = f"{name}, AP {metrics.average_precision(truth, numbers):.3f}"
-        recall, precision = found[1:] / max(1, truth.sum()), found[1:] / alarms[1:]
+        truth, places = _ranked(labels, values)
+        # From the highest score on; the last point, at recall 0, is no threshold's.
+        precision, recall = (curve[-2::-1] for curve in precision_recall_curve(truth, places)[:2])
+        title = f"{shortened(name)}, AP {average_precision_score(truth, places):.3f}"
         colour = COLOURS[number % len(COLOURS)]
         axis.step(recall, precision, _dash(number), where="post", color=colour, label=title)
-    axis.axhline(truth.mean(), color=GOOD, linestyle=":", linewidth=1, label="chance")
+    axis.axhline(np.mean(np.asarray(labels, dtype=bool)), color=GOOD, linestyle=":", linewidth=1, label="chance")
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(0, 1.03)
     axis.set_aspect("equal")
@@ -99,10 +107,7 @@ def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) ->
 def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     """Counts of actual against predicted classes, shaded by share of the actual class."""
     classes = sorted({*actual, *predicted}, key=lambda kind: (kind != _GOOD_KIND, kind))
-    place = {kind: i for i, kind in enumerate(classes)}
-    counts = np.zeros((len(classes), len(classes)), dtype=int)
-    for true, said in zip(actual, predicted, strict=True):
-        counts[place[true], place[said]] += 1
+    counts = confusion_matrix(actual, predicted, labels=classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.55 * len(classes)
     figure = new_figure(width=side + 0.6, height=side)
@@ -111,8 +116,9 @@ def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     for i, j in np.ndindex(counts.shape):
         ink = "white" if shares[i, j] > 0.5 else "black"
         axis.text(j, i, str(counts[i, j]), ha="center", va="center", fontsize=TEXT, color=ink)
-    axis.set_xticks(range(len(classes)), classes, rotation=45, ha="right", fontsize=TEXT - 1)
-    axis.set_yticks(range(len(classes)), classes, fontsize=TEXT - 1)
+    names = [shortened(kind) for kind in classes]
+    axis.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=TEXT - 1)
+    axis.set_yticks(range(len(names)), names, fontsize=TEXT - 1)
     axis.spines[:].set_visible(False)
     label(axis, "predicted", "actual")
     return figure
@@ -152,7 +158,7 @@ def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
                 _dash(number) + MARKERS[number % len(MARKERS)],
                 markersize=3,
                 color=COLOURS[number % len(COLOURS)],
-                label=name.rsplit("_", 1)[0].replace("_", " "),
+                label=shortened(name.rsplit("_", 1)[0].replace("_", " ")),
             )
         whole_numbers(axis, "x")
         label(axis, "epoch", family)
@@ -160,17 +166,12 @@ def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
     return figure
 
 
-def _ranked(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Defects found and alarms given when the threshold falls past one distinct score after another."""
-    order = np.argsort(-scores, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # ties alarm together
-    found = np.cumsum(labels[order])[last]
-    return np.append(0, found), np.append(0, last + 1)
-
-
-def _roc(labels: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    found, alarms = _ranked(labels, scores)
-    return (alarms - found) / max(1, (~labels).sum()), found / max(1, labels.sum())
+def _ranked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Labels, and the place of every score among the distinct ones: scikit-learn takes no infinite scores."""
+    truth, places = np.asarray(labels, dtype=bool), np.unique(np.asarray(scores), return_inverse=True)[1]
+    if truth.all() or not truth.any():
+        raise ValueError(f"{truth.sum()} of {truth.size} images are defective; a curve needs good and defective ones")
+    return truth, places
 
 
 def _dash(number: int) -> str:

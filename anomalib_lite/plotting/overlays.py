@@ -1,19 +1,23 @@
-"""Anomaly maps over their images, on one colour scale, and contact sheets of the worst ones.
+"""Anomaly maps over their images, on one colour scale: as figures, as contact sheets, as a folder of PNG files.
 
 The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
-map varies.
+map varies. A folder of overlays holds a manifest, which leads from every file back to its picture, tells our files from
+others, and keeps the folder from being scored as if it held parts.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import textwrap
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
@@ -22,13 +26,18 @@ from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 from PIL import Image
 
-from anomalib_lite.images.sources import open_source
-from anomalib_lite.plotting.scored import Scored
-from anomalib_lite.plotting.style import TEXT, axes_of, new_figure, shortened
+from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.sources import SUFFIXES
+from anomalib_lite.plotting.scored import Scored, pictures_of
+from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
 _OPACITY = 0.65
+_LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
+_PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
+MANIFEST = ".anomalib_lite-overlays.json"
 
 
 def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -46,11 +55,18 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     uint8 (H, W, 3)
     """
     low, high = scale
-    heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
-    colours = colormaps[COLOURS](heat)[..., :3] * 255
+    heat = np.linspace(0, 1, _LEVELS, dtype=np.float32)
     # Opacity grows with the heat, so that what is good shows through unchanged.
-    weight = (_OPACITY * np.sqrt(heat))[..., None]
-    return np.round(pixels * (1 - weight) + colours * weight).astype(np.uint8)
+    weight = _OPACITY * np.sqrt(heat)[:, None]
+    colours = colormaps[COLOURS](heat)[:, :3].astype(np.float32) * 255 * weight
+    painted = np.empty_like(pixels)
+    step = max(1, _PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), step):
+        rows = slice(top, top + step)
+        levels = np.clip((anomaly_map[rows] - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
+        levels = np.rint(levels).astype(np.uint16)
+        painted[rows] = np.rint(pixels[rows] * (1 - weight)[levels] + colours[levels])
+    return painted
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -66,10 +82,7 @@ def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
     ValueError
         At the global level, which has no maps, or when `images` lacks the id.
     """
-    source = open_source(images)
-    if scores.ids[i] not in source.ids:
-        raise ValueError(f"{scores.ids[i]!r} was scored but is not among the images given; give the same images")
-    pixels, anomaly_map = source.read(list(source.ids).index(scores.ids[i])), scores.anomaly_map(i)
+    pixels, anomaly_map = pictures_of(scores, images)(i), scores.anomaly_map(i)
     figure = new_figure(height=3.4)
     left, right = axes_of(figure, 1, 2)
     for axis, picture in ((left, pixels), (right, overlay(pixels, anomaly_map, scores.map_scale))):
@@ -117,16 +130,10 @@ def plot_masks(
             for colour, width in (("black", 2.2), ("white", 1.0)):
                 axis.contour(truth, levels=[0.5], colors=colour, linewidths=width)
         axis.set_title(shortened(title), fontsize=TEXT - 1)
+    outline = [Stroke(linewidth=2.4, foreground="black"), Normal()]
     handles = [
         Patch(facecolor=(0.9, 0.62, 0.0, 0.55), label="predicted"),
-        Line2D(
-            [],
-            [],
-            color="white",
-            linewidth=1.0,
-            path_effects=[Stroke(linewidth=2.4, foreground="black"), Normal()],
-            label="true",
-        ),
+        Line2D([], [], color="white", linewidth=1.0, path_effects=outline, label="true"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=TEXT - 1, frameon=False)
     return figure
@@ -134,25 +141,63 @@ def plot_masks(
 
 def save_overlays(
     scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
-) -> list[Path]:
+) -> dict[str, Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
-    source = open_source(images)
-    position = {image_id: i for i, image_id in enumerate(source.ids)}
-    missing = [image_id for image_id in scores.ids if image_id not in position]
-    if missing:
-        raise ValueError(f"{missing[0]!r} was scored but is not among the images given; give the same images")
-    folder = Path(folder)
+    folder, known = Path(folder), overlay_folder(folder)
+    read = pictures_of(scores, images)
+    taken = {name.casefold(): image_id for name, image_id in known.items()}
+    chosen = np.flatnonzero(scores.alarms) if only_alarms else range(len(scores.ids))
+    wanted = {int(i): _file_name(scores.ids[i], taken) for i in chosen}
+    written: dict[str, Path] = {}
+    lost: dict[str, str] = {}
+    if wanted:
+        scores.anomaly_map(next(iter(wanted)))  # the global level has none and says so, before anything is made
     folder.mkdir(parents=True, exist_ok=True)
-    written: list[Path] = []
-    used: set[str] = set()
-    for i, image_id in enumerate(scores.ids):
-        if only_alarms and not scores.alarms[i]:
+    _write_manifest(folder, known | {name: scores.ids[i] for i, name in wanted.items()}, lost)
+    for i, name in wanted.items():
+        try:
+            painted = overlay(read(i), scores.anomaly_map(i), scores.map_scale)
+        except UnreadableImageError as error:
+            lost[scores.ids[i]] = str(error)
             continue
-        painted = overlay(source.read(position[image_id]), scores.anomaly_map(i), scores.map_scale)
-        path = folder / f"{_file_name(image_id, used)}.png"
-        Image.fromarray(painted).save(path)
-        written.append(path)
+        Image.fromarray(painted).save(folder / name)
+        known[name] = scores.ids[i]
+        written[scores.ids[i]] = folder / name
+    _write_manifest(folder, known, lost)
+    if lost:
+        reasons = "; ".join(list(lost.values())[:3])
+        warnings.warn(f"{len(lost)} of {len(wanted)} overlays could not be drawn: {reasons}", stacklevel=3)
     return written
+
+
+def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """The overlays that a folder holds, from file name to image id; none if it is still to be made.
+
+    Raises
+    ------
+    ValueError
+        If the folder, or one below it, holds pictures that are no overlays of ours: they would be overwritten, or no
+        longer be found when their folder is scored.
+    """
+    folder, known = Path(folder), {}
+    if (folder / MANIFEST).is_file():
+        try:
+            listed = json.loads((folder / MANIFEST).read_bytes())["overlays"]
+            known = {str(name): str(image_id) for name, image_id in listed.items() if (folder / name).is_file()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / MANIFEST} is damaged ({error}); choose another folder") from error
+    for parent, folders, files in os.walk(folder):
+        for name in (*files, *folders):
+            if name.lower().endswith(SUFFIXES) and not (name in known and Path(parent) == folder):
+                raise ValueError(
+                    f"{folder} holds {os.path.relpath(os.path.join(parent, name), folder)}, which is no overlay of "
+                    f"ours; give overlays a folder of their own, such as {folder / 'overlays'}"
+                )
+    return known
+
+
+def _write_manifest(folder: Path, overlays: dict[str, str], lost: dict[str, str]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps({"overlays": overlays, "not_drawn": lost}, indent=1).encode())
 
 
 def contact_sheet(
@@ -172,28 +217,29 @@ def contact_sheet(
     ValueError
         At the global level, which has no maps.
     """
-    source = open_source(images)
-    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    read = pictures_of(scores, images)
     chosen = list(np.argsort(-scores.scores, kind="stable") if order is None else order)[: columns * rows]
     columns = max(1, min(columns, len(chosen)))
     lines = max(1, -(-len(chosen) // columns))
-    figure = Figure(figsize=(1.7 * columns, 3.75 * lines + 0.75), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * lines, columns, squeeze=False)
-    for axis in axes.flat:
+    figure = new_figure(width=1.7 * columns, height=3.75 * lines + 0.75)
+    axes = axes_of(figure, 2 * lines, columns)
+    for axis in axes:
         axis.set_axis_off()
     for place, i in enumerate(chosen):
-        pixels = source.read(position[scores.ids[i]])
-        above, below = axes[2 * (place // columns), place % columns], axes[2 * (place // columns) + 1, place % columns]
-        above.imshow(pixels)
+        above = axes[place + place // columns * columns]
+        below = axes[place + (place // columns + 1) * columns]
         above.set_title(f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.2f}", fontsize=7)
+        below.set_title(f"{'alarm' if scores.alarms[i] else 'good'}, p = {scores.p_values[i]:.3g}", fontsize=7)
+        try:
+            pixels = read(i)
+        except UnreadableImageError as error:
+            reason = "\n".join(textwrap.wrap(literal(str(error)), 24)[:8])
+            above.text(0.5, 0.5, reason, fontsize=7, ha="center", va="center", transform=above.transAxes)
+            continue
+        above.imshow(pixels)
         below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
-        verdict = f"alarm, p = {scores.p_values[i]:.3g}" if scores.alarms[i] else f"good, p = {scores.p_values[i]:.3g}"
-        below.set_title(verdict, fontsize=7)
-    low, high = scores.map_scale
-    colours = figure.colorbar(
-        _scale_mappable(low, high), ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02
-    )
+    scale = _scale_mappable(*scores.map_scale)
+    colours = figure.colorbar(scale, ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02)
     colours.set_label(f"patch score (alarm threshold of an image: {scores.threshold:.2f})", fontsize=7)
     colours.ax.tick_params(labelsize=7)
     return figure
@@ -203,13 +249,18 @@ def _scale_mappable(low: float, high: float) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colormaps[COLOURS])
 
 
-def _file_name(image_id: str, used: set[str]) -> str:
-    """A name that stays inside its folder, whatever the id, and is not taken yet."""
-    parts = [part for part in os.path.splitext(image_id)[0].split("/") if part not in ("", ".", "..")]
-    base = "".join(character if character.isalnum() or character in "-_." else "_" for character in "_".join(parts))
-    base = base[-60:].lstrip(".") or "image"  # file systems allow 255 bytes, and a character takes up to 4
-    name, number = base, 2
-    while name.casefold() in used:  # some file systems do not tell A from a
-        name, number = f"{base}_{number}", number + 1
-    used.add(name.casefold())
+def _file_name(image_id: str, taken: dict[str, str]) -> str:
+    """A name that keeps the whole id, stays inside its folder and is no other image's; notes it in `taken`.
+
+    An id that cannot be a name as it is, or whose name is taken, is told apart by a checksum.
+    """
+    base = "__".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
+    clean = "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in base).lstrip(". ")
+    name = f"{clean}.png"
+    whole = clean == image_id.strip("/").replace("/", "__")
+    # File systems allow 255 bytes, and some do not tell A from a.
+    if not whole or not 0 < len(clean.encode()) < 200 or taken.get(name.casefold(), image_id) != image_id:
+        checksum = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        name = f"{clean[-40:].lstrip('. ') or 'image'}~{checksum}.png"
+    taken[name.casefold()] = image_id
     return name

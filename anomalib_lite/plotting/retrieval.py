@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from anomalib_lite.images.sources import open_source
-from anomalib_lite.plotting.scored import Scored
+from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure, shortened
 
 _CONTEXT = 3.0  # a crop shows this many patches either way
@@ -33,7 +33,7 @@ def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) ->
     if scores.nearest is None:
         raise ValueError("only scorer='knn' knows which good patch is nearest")
     nearest = scores.nearest[i]
-    query, good = _read(images, scores.ids[i]), _read(training_images, nearest.train_id)
+    query, good = pictures_of(scores, images)(i), _training_picture(training_images, nearest.train_id)
     figure = new_figure(height=2.3)
     axes = axes_of(figure, 1, 4)
     _whole(axes[0], query, nearest.box, ALARM, f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.3g}")
@@ -43,16 +43,11 @@ def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) ->
     return figure
 
 
-def _read(images: Any, image_id: str) -> np.ndarray:
+def _training_picture(images: Any, image_id: str) -> np.ndarray:
     source = open_source(images)
-    try:
-        return source.read(list(source.ids).index(image_id))
-    except ValueError as error:
-        if image_id in source.ids:
-            raise
-        raise ValueError(
-            f"{image_id!r} is not among the images given; give those that were scored or fitted"
-        ) from error
+    if image_id not in source.ids:
+        raise ValueError(f"{image_id!r} is not among the images given; give those the detector was fitted on")
+    return source.read(list(source.ids).index(image_id))
 
 
 def _whole(axis: Axes, pixels: np.ndarray, box: Box, colour: str, title: str) -> None:

@@ -1,11 +1,17 @@
-"""What drawings need of scored images, by shape: `results.Scores` has it, and it may call the drawings in turn."""
+"""What drawings need of scored images: their scores, by shape, and their pictures, found again by id.
+
+`results.Scores` has the shape of `Scored`, and it may call the drawings in turn.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.sources import open_source
 
 
 class Scored(Protocol):
@@ -22,7 +28,36 @@ class Scored(Protocol):
     @property
     def threshold(self) -> float: ...
     @property
+    def image_sizes(self) -> list[tuple[int, int]]: ...
+    @property
     def map_scale(self) -> tuple[float, float]: ...
     @property
     def nearest(self) -> Sequence[Any] | None: ...
     def anomaly_map(self, i: int) -> np.ndarray: ...
+
+
+def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
+    """A function from a position in `scores` to that picture, uint8 (H, W, 3).
+
+    A folder on a line does not stand still: for a picture that has gone, cannot be read or has another size by now it
+    raises UnreadableImageError. If none of the scored images is among those given, that is a ValueError at once.
+    """
+    source = open_source(images)
+    position = {image_id: i for i, image_id in enumerate(source.ids)}
+    if scores.ids and position.keys().isdisjoint(scores.ids):
+        raise ValueError(f"{scores.ids[0]!r} was scored but is not among the images given; give the same images")
+
+    def read(i: int) -> np.ndarray:
+        name = scores.ids[i]
+        if name not in position:
+            raise UnreadableImageError(f"{name}: was scored but is not among the images given; give the same images")
+        try:
+            pixels = source.read(position[name])
+        except OSError as error:  # of a source of the caller's own
+            raise UnreadableImageError(f"{name}: {error}; copy the image again") from error
+        if pixels.shape[:2] != tuple(scores.image_sizes[i]):
+            sizes = f"{pixels.shape[:2]}, but was {tuple(scores.image_sizes[i])} when scored"
+            raise UnreadableImageError(f"{name}: its (height, width) is {sizes}; score it again")
+        return pixels
+
+    return read

@@ -1,16 +1,23 @@
 """What all figures share: sizes, colours and a figure that belongs to no global state.
 
+Names of files, folders and models come from strangers and are drawn as they stand: `LiteralFigure` reads no formula
+between dollar signs, `literal` keeps a name to one line, `shortened` to the width of a title.
+
 Colours are Okabe and Ito's (2008), told apart by the colour-blind, in an order of falling lightness; lines also differ
 in dash and points in marker, so that they can be told apart in grey print.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 GOOD = "#8a8a8a"
@@ -22,9 +29,19 @@ TEXT = 8  # points
 PAGE_WIDTH = 6.3  # inches: an A4 page between its margins
 
 
+class LiteralFigure(Figure):
+    """A figure whose texts are drawn as they stand: dollar signs begin no formula, a missing glyph warns nobody."""
+
+    def draw(self, renderer: RendererBase) -> None:
+        for text in self.findobj(Text):
+            text.set_parse_math(False)
+            text.set_text(_drawable(text.get_text()))
+        super().draw(renderer)
+
+
 def new_figure(width: float = PAGE_WIDTH, height: float = 3.2) -> Figure:
     """An empty figure in inches, drawn by Agg, known to nobody else."""
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
+    figure = LiteralFigure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     return figure
 
@@ -64,6 +81,29 @@ def legend(axis: Axes, **options: Any) -> None:
     axis.legend(fontsize=TEXT - 1, frameon=False, **options)
 
 
+def literal(name: str) -> str:
+    """A name as one line of text: what cannot be printed is written as an escape, such as ``\\n``.
+
+    An empty one, or one that begins with an underscore, gets a space: matplotlib leaves such labels out of legends.
+    """
+    shown = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in name)
+    shown = _drawable(shown)  # here too, since matplotlib copies the names of ticks when it draws
+    return f" {shown}" if shown[:1] in ("", "_") else shown
+
+
 def shortened(name: str, most: int = 24) -> str:
-    """The end of a name that is too long for a title: ends differ, beginnings are folders."""
-    return name if len(name) <= most else "…" + name[1 - most :]
+    """The end of a name that is too long for a title, as `literal` text: ends differ, beginnings are folders."""
+    shown = literal(name)
+    return shown if len(shown) <= most else "…" + shown[1 - most :]
+
+
+def _drawable(text: str) -> str:
+    """Text with a box for every letter that the font lacks."""
+    glyphs = _glyphs(*FontProperties().get_family())
+    return "".join(letter if ord(letter) in glyphs else "□" for letter in text)
+
+
+@lru_cache(maxsize=4)
+def _glyphs(*families: str) -> frozenset[int]:
+    fonts = [get_font(findfont(FontProperties(family=[name]))) for name in families]
+    return frozenset({ord("\n")}.union(*(font.get_charmap() for font in fonts)))

@@ -2,7 +2,8 @@
 
 Every image is a small picture and its patch scores, one byte each, from which the page paints the heat map when it is
 looked at. The page's own text is in `page.html`; this module fills it. Whatever comes from file names
-is escaped or goes in as JSON, so that a name cannot become markup or script.
+is escaped or goes in as JSON, so that a name cannot become markup or script. An image that has gone since it was scored
+keeps its line and is named, with the reason, among those that could not be drawn.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import io
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -31,17 +33,20 @@ from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import drift
-from anomalib_lite.fitted.duplicates import near_duplicates
+from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
+from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.plotting.retrieval import plot_retrieval
+from anomalib_lite.plotting.scored import pictures_of
+from anomalib_lite.report.thumbnails import Thumbnails, webp
 from anomalib_lite.results import Scores
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # Bytes for all pictures together, so that a page of 5 000 images stays below 30 MB with its maps.
 _PICTURE_BYTES = 14_000_000
-_SIDES = (320, 256, 192, 128, 96, 64)
+_SIDES = (256, 192, 128, 96, 64)
 _RETRIEVALS = 6  # alarms explained by their nearest good patch
 _PACKAGES = ("anomalib_lite", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "pillow")
 
@@ -73,13 +78,19 @@ def write_report(
     OSError
         If the page cannot be written.
     """
-    source = open_source(images)
-    scores = scores or detector.score(source)
+    opened = open_source(images)
+    source = opened if isinstance(opened, Thumbnails) else Thumbnails(opened)
+    if scores is None:
+        scores = detector.score(source)
     if len(scores) == 0:
         reasons = "".join(f"\n  {entry.reason}" for entry in scores.unreadable[:5])
         raise ValueError(f"none of {len(source)} images can be read; there is nothing to report{reasons}")
     training = None if training_images is None else open_source(training_images)
-    kinds = kinds_of(scores.ids)
+    lost: dict[str, str] = {}
+    # Figures first: what they read leaves its small picture behind, and is not decoded again.
+    figures = _figures(detector, scores, kinds_of(scores.ids), source, training, lost)
+    data = _as_script_json(_data(scores, source, lost))
+    unreadable = [(entry.id, entry.reason) for entry in scores.unreadable]
     page = _filled(
         _TEMPLATE.read_text(encoding="utf-8"),
         {
@@ -87,10 +98,11 @@ def write_report(
             "made": html.escape(_made(detector)),
             "tiles": _tiles(scores),
             "summary": _summary(detector, scores),
-            "unreadable": _unreadable(scores),
-            "figures": _figures(detector, scores, kinds, source, training),
+            "unreadable": _listed("Unreadable", "These files were not scored.", unreadable)
+            + _listed("Could not be drawn", "These have gone or changed since they were scored.", list(lost.items())),
+            "figures": figures,
             "settings": _settings(detector),
-            "data": _as_script_json(_data(scores, source)),
+            "data": data,
         },
     )
     return write_atomically(Path(path), page.encode("utf-8", errors="backslashreplace"))
@@ -136,14 +148,12 @@ def _summary(detector: Detector, scores: Scores) -> str:
     return "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
 
 
-def _unreadable(scores: Scores) -> str:
-    if not scores.unreadable:
+def _listed(title: str, meaning: str, files: list[tuple[str, str]]) -> str:
+    if not files:
         return ""
-    rows = "".join(
-        f"<tr><td>{html.escape(entry.id)}</td><td>{html.escape(entry.reason)}</td></tr>" for entry in scores.unreadable
-    )
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{html.escape(reason)}</td></tr>" for name, reason in files)
     return (
-        f'<h2 id="unreadable">Unreadable ({len(scores.unreadable)})</h2><p>These files were not scored.</p>'
+        f"<h2>{title} ({len(files)})</h2><p>{meaning}</p>"
         f"<table><thead><tr><th>file</th><th>reason</th></tr></thead><tbody>{rows}</tbody></table>"
     )
 
@@ -162,20 +172,19 @@ def _settings(detector: Detector) -> str:
     )
 
 
-def _data(scores: Scores, source: ImageSource) -> dict[str, Any]:
+def _data(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[str, Any]:
     """What the page's script needs: pictures, patch scores as bytes, colours and numbers."""
-    position = {name: i for i, name in enumerate(source.ids)}
-    side = _picture_side(scores, source, position)
+    pictures = _pictures(scores, source, lost)
     low, high = scores.map_scale
 
     def entry(i: int) -> dict[str, Any]:
-        picture, width, height = _picture(source.read(position[scores.ids[i]]), side)
+        height, width = scores.image_sizes[i]
         found: dict[str, Any] = {
             "id": scores.ids[i],
             "score": float(scores.scores[i]),
             "p": float(scores.p_values[i]),
             "alarm": bool(scores.alarms[i]),
-            "thumbnail": picture,
+            "thumbnail": base64.b64encode(pictures.get(i, b"")).decode(),
             "width": width,
             "height": height,
         }
@@ -183,18 +192,11 @@ def _data(scores: Scores, source: ImageSource) -> dict[str, Any]:
             heat = np.clip((scores.patch_scores[i] - low) / max(high - low, 1e-12), 0, 1)
             found["map"] = base64.b64encode(np.round(255 * heat).astype(np.uint8).tobytes()).decode()
         if scores.nearest is not None:
-            nearest = scores.nearest[i]
-            found["nearest"] = {
-                "train_id": nearest.train_id,
-                "train_box": list(nearest.train_box),
-                "distance": float(nearest.distance),
-            }
+            found["nearest"] = asdict(scores.nearest[i])
         return found
 
-    with ThreadPoolExecutor() as pool:
-        entries = list(pool.map(entry, range(len(scores))))
     return {
-        "images": entries,
+        "images": [entry(i) for i in range(len(scores))],
         "grid": None if scores.patch_scores is None else list(scores.patch_scores.shape[1:]),
         "threshold": scores.threshold,
         "format": "webp",
@@ -202,95 +204,116 @@ def _data(scores: Scores, source: ImageSource) -> dict[str, Any]:
     }
 
 
-def _picture_side(scores: Scores, source: ImageSource, position: dict[str, int]) -> int:
-    """The largest side in pixels at which all pictures together fit their budget, judged by a few."""
-    some = scores.ids[:: max(1, len(scores) // 8)][:8]
-    pixels = [source.read(position[name]) for name in some]
-    for side in _SIDES:
-        mean = np.mean([len(_picture(picture, side)[0]) for picture in pixels])
-        if mean * len(scores) <= _PICTURE_BYTES:
-            return side
-    return _SIDES[-1]
+def _pictures(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[int, bytes]:
+    """Small pictures by position in `scores`, at the largest side at which all of them fit their budget."""
+    position = {name: i for i, name in enumerate(source.ids)}
+    read = pictures_of(scores, source)
 
+    def picture(i: int) -> bytes | None:
+        where = position.get(scores.ids[i], -1)
+        if where not in source.pictures and scores.ids[i] not in lost:
+            try:
+                read(i)
+            except UnreadableImageError as error:
+                lost[scores.ids[i]] = str(error)
+        return source.pictures.get(where)
 
-def _picture(pixels: np.ndarray, side: int) -> tuple[str, int, int]:
-    """An image in base64 of at most `side` pixels, and its original width and height."""
-    picture = Image.fromarray(pixels)
-    width, height = picture.size
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=70, method=2)
-    return base64.b64encode(buffer.getvalue()).decode(), width, height
+    with ThreadPoolExecutor() as pool:
+        found = {i: made for i, made in enumerate(pool.map(picture, range(len(scores)))) if made is not None}
+        for side in _SIDES:
+            if sum(4 * len(content) // 3 for content in found.values()) <= _PICTURE_BYTES:
+                break
+            smaller = [pool.submit(webp, Image.open(io.BytesIO(content)), side) for content in found.values()]
+            found = {i: made.result() for i, made in zip(found, smaller, strict=True)}
+    return found
 
 
 def _figures(
-    detector: Detector, scores: Scores, kinds: list[str], source: ImageSource, training: ImageSource | None
+    detector: Detector,
+    scores: Scores,
+    kinds: list[str],
+    source: Thumbnails,
+    training: ImageSource | None,
+    lost: dict[str, str],
 ) -> str:
-    drawn: list[tuple[str, Callable[[], Figure], str]] = []
-    duplicates = ""
-    position = {name: i for i, name in enumerate(source.ids)}
-    scored = np.array([position[name] for name in scores.ids])
-    vectors, _ = embed_whole(detector.embedder, source, scored, workers=detector.workers)
-    if training is not None:
-        others, kept = embed_whole(detector.embedder, training, workers=detector.workers)
-        pairs = near_duplicates(others, [training.ids[i] for i in kept], vectors, scores.ids)
-        if pairs:
-            shown = "".join(f"<li>{html.escape(p.second)} and {html.escape(p.first)}</li>" for p in pairs[:20])
-            more = f"<p>and {len(pairs) - 20} more</p>" if len(pairs) > 20 else ""
-            duplicates = (
-                f"<p>Nearly the same picture here and in training, which makes results look better than they are:</p>"
-                f"<ul>{shown}</ul>{more}"
-            )
-        vectors, names = np.concatenate([others, vectors]), [TRAINING] * len(others) + kinds
-        alarms = np.append(np.zeros(len(others), dtype=bool), scores.alarms)
-    else:
-        names, alarms = kinds, scores.alarms
-    drawn.append(
-        (
+    drawn = [
+        _figure(
             "Score histogram",
-            lambda: plot_score_histogram(scores.scores, kinds, scores.threshold),
+            plot_score_histogram(scores.scores, kinds, scores.threshold),
             "Scores by folder; images right of the line alarm.",
         )
-    )
-    if len(vectors) >= 5:
-        result = Projector(random_state=detector.random_state).fit(vectors)
-        drawn.append(
-            (
-                "Embedding map",
-                lambda: plot_embedding_map(result, names, alarms=alarms.tolist()),
-                "Near points are alike; distances between groups mean nothing.",
-            )
-        )
-    good = [kind.rsplit("/", 1)[-1] == "good" for kind in kinds]
-    if any(good) and not all(good):
-        defective = ~np.array(good)
-        drawn.append(("ROC", lambda: plot_roc(defective, {"this detector": scores.scores}), "By folder name."))
-        drawn.append(
-            (
-                "Calibration",
-                lambda: plot_calibration(scores.p_values, defective),
-                "On the images of folders named good.",
-            )
-        )
-    worst = [i for i in np.argsort(-scores.scores, kind="stable")[:_RETRIEVALS] if scores.alarms[i]]
+    ]
+    vectors, rows = _vectors(detector, scores, source)
+    names, alarms, duplicates = [kinds[i] for i in rows], scores.alarms[rows], ""
+    others, kept = (None, []) if training is None else _embedded(detector, training, None)
+    if training is not None and others is not None:
+        train_ids = [training.ids[i] for i in kept]
+        if vectors is not None:
+            duplicates = _duplicates(near_duplicates(others, train_ids, vectors, [scores.ids[i] for i in rows]))
+        vectors = others if vectors is None else np.concatenate([others, vectors])
+        names = [TRAINING] * len(others) + names
+        alarms = np.append(np.zeros(len(others), dtype=bool), alarms)
+    if vectors is not None and len(vectors) >= 5:
+        placed = Projector(random_state=detector.random_state).fit(vectors)
+        figure = plot_embedding_map(placed, names, alarms=alarms.tolist())
+        drawn.append(_figure("Embedding map", figure, "Near points are alike; distances between groups mean nothing."))
+    defective = np.array([kind.rsplit("/", 1)[-1] != "good" for kind in kinds])
+    if defective.any() and not defective.all():
+        drawn.append(_figure("ROC", plot_roc(defective, {"this detector": scores.scores}), "By folder name."))
+        figure = plot_calibration(scores.p_values, defective)
+        drawn.append(_figure("Calibration", figure, "On the images of folders named good."))
     if training is not None and scores.nearest is not None:
         known = set(training.ids)
-        for i in worst:
-            if scores.nearest[i].train_id in known:
-                drawn.append((scores.ids[i], lambda i=i: plot_retrieval(scores, int(i), source, training), ""))  # type: ignore[misc]
-    pictures = "".join(_figure(name, draw(), caption) for name, draw, caption in drawn)
-    return f'<h2>Figures</h2>{duplicates}<div class="figures">{pictures}</div>'
+        for i in np.argsort(-scores.scores, kind="stable")[:_RETRIEVALS].tolist():
+            if not scores.alarms[i] or scores.nearest[i].train_id not in known:
+                continue
+            try:
+                drawn.append(_figure(scores.ids[i], plot_retrieval(scores, i, source, training), ""))
+            except UnreadableImageError as error:  # of the two, the one that it names
+                lost[scores.ids[i]] = str(error)
+    return f'<h2>Figures</h2>{duplicates}<div class="figures">{"".join(drawn)}</div>'
+
+
+def _vectors(detector: Detector, scores: Scores, source: Thumbnails) -> tuple[np.ndarray | None, list[int]]:
+    """Vectors (m, d) of the scored images, and their positions in `scores`; embedded only if scoring kept none."""
+    if scores.vectors is not None:
+        return scores.vectors.copy(), list(range(len(scores)))  # torch warns of read-only arrays
+    position = {name: i for i, name in enumerate(source.ids)}
+    scored = {position[name]: i for i, name in enumerate(scores.ids) if name in position}
+    vectors, kept = _embedded(detector, source, list(scored))
+    return vectors, [scored[i] for i in kept]
+
+
+def _embedded(
+    detector: Detector, source: ImageSource, indices: list[int] | None
+) -> tuple[np.ndarray | None, list[int]]:
+    wanted = None if indices is None else np.array(indices, dtype=np.int64)
+    try:
+        return embed_whole(detector.embedder, source, wanted, workers=detector.workers)
+    except ValueError:  # not one of them can be read any more
+        return None, []
+
+
+def _duplicates(pairs: list[NearDuplicate]) -> str:
+    if not pairs:
+        return ""
+    shown = "".join(f"<li>{html.escape(p.second)} and {html.escape(p.first)}</li>" for p in pairs[:20])
+    more = f"<p>and {len(pairs) - 20} more</p>" if len(pairs) > 20 else ""
+    return (
+        "<p>Nearly the same picture here and in training, which makes results look better than they are:</p>"
+        f"<ul>{shown}</ul>{more}"
+    )
 
 
 def _figure(name: str, figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    encoded = base64.b64encode(buffer.getvalue()).decode()
+    picture = base64.b64encode(buffer.getvalue()).decode()
     text = f"{name}. {caption}" if caption else name
     # A row of pictures takes the width of the page.
     kind = "wide" if figure.get_figwidth() > 2 * figure.get_figheight() else ""
     return (
-        f'<figure class="{kind}"><img alt="{html.escape(name)}" src="data:image/png;base64,{encoded}">'
+        f'<figure class="{kind}"><img alt="{html.escape(name)}" src="data:image/png;base64,{picture}">'
         f"<figcaption>{html.escape(text)}</figcaption></figure>"
     )
 

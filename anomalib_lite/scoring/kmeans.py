@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -11,7 +12,7 @@ from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 _CANDIDATES = (2, 3, 4, 6, 8, 12, 16, 24, 32)  # cluster counts tried by the silhouette
-_SILHOUETTE_ROWS = 2000  # the silhouette is quadratic in rows
+SILHOUETTE_ROWS = 2000  # the silhouette is quadratic in rows
 
 
 class KMeansScorer:
@@ -82,7 +83,7 @@ class KMeansScorer:
             count = max(silhouettes, key=silhouettes.__getitem__)
         else:
             count = int(self.n_clusters)
-        centroids, inertia = self._cluster(X, count)
+        centroids, inertia = lloyd(X, count, max_iter=self.max_iter, random_state=self.random_state)
         self.silhouettes_ = silhouettes
         self.inertia_ = inertia
         self._set(centroids)
@@ -112,22 +113,11 @@ class KMeansScorer:
         self._index = NeighborIndex(centroids, device=self.device)
         self.centroids_ = read_only(centroids)
 
-    def _cluster(self, X: np.ndarray, count: int) -> tuple[np.ndarray, float]:
-        return lloyd(X, count, max_iter=self.max_iter, random_state=self.random_state)
-
     def _silhouettes(self, X: np.ndarray) -> dict[int, float]:
-        from sklearn.metrics import silhouette_score
-
         rng = np.random.default_rng(self.random_state)
-        sample = X if len(X) <= _SILHOUETTE_ROWS else X[rng.choice(len(X), _SILHOUETTE_ROWS, replace=False)]
-        results = {}
-        for count in _CANDIDATES:
-            if count > len(sample) - 1:
-                break
-            centroids, _ = self._cluster(sample, count)
-            labels = NeighborIndex(centroids).search(sample)[1][:, 0]
-            if len(np.unique(labels)) > 1:
-                results[count] = float(silhouette_score(sample, labels))
+        sample = X if len(X) <= SILHOUETTE_ROWS else X[rng.choice(len(X), SILHOUETTE_ROWS, replace=False)]
+        found = silhouettes(sample, _CANDIDATES, max_iter=self.max_iter, random_state=self.random_state)
+        results = {count: float(values.mean()) for count, _, values in found}
         if not results:
             raise ValueError(
                 f"the silhouette needs at least 3 rows that are not all the same, got {len(X)}; "
@@ -148,3 +138,20 @@ def lloyd(X: np.ndarray, count: int, *, max_iter: int = 20, random_state: int = 
         return X[start], 0.0
     model = KMeans(len(start), init=X[start], n_init=1, max_iter=max_iter).fit(X)
     return model.cluster_centers_.astype(np.float32), float(model.inertia_ / len(X))
+
+
+def silhouettes(
+    X: np.ndarray, counts: Iterable[int], *, max_iter: int = 20, random_state: int = 0
+) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Cluster rows (n, d) into each of `counts`: the count, labels (n,) and float64 silhouettes (n,) (Rousseeuw 1987).
+
+    Counts that leave one cluster only, or each row alone, have no silhouette and are passed over.
+    """
+    from sklearn.metrics import silhouette_samples
+
+    for count in counts:
+        if count >= len(X):
+            continue
+        labels = NeighborIndex(lloyd(X, count, max_iter=max_iter, random_state=random_state)[0]).search(X)[1][:, 0]
+        if 1 < len(np.unique(labels)) < len(X):
+            yield count, labels, silhouette_samples(X, labels).astype(np.float64)
