@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -32,6 +32,13 @@ class EmbeddedImage:
         return self.embedding.reshape(-1, self.embedding.shape[-1])
 
 
+@runtime_checkable
+class EmbeddedSource(Protocol):
+    """An image source that keeps embeddings and hands them out, so that nothing is embedded twice."""
+
+    def embedded(self, embedder: Embedder, i: int) -> EmbeddedImage | UnreadableImage: ...
+
+
 def embed_source(
     embedder: Embedder,
     source: ImageSource,
@@ -48,6 +55,9 @@ def embed_source(
     progress : str, optional
         Label of a progress bar on stderr; none without it.
     """
+    if isinstance(source, EmbeddedSource):
+        yield from (source.embedded(embedder, i) for i in indices.tolist())
+        return
     loaded = load(
         source,
         indices.tolist(),
