@@ -7,7 +7,7 @@ that in temporary files that the system pages in and out (a patch grid takes 1.5
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import tempfile
 import time
 from dataclasses import dataclass, replace
@@ -130,9 +130,10 @@ class CachedImages:
         if self._held + size <= _IN_MEMORY:
             self._held += size
             return np.zeros(shape, dtype)
+        folder = tempfile.gettempdir()
+        if shutil.disk_usage(folder).free < size:  # said now: a mapping that finds no room later ends the process
+            raise OSError(f"{folder} has no room for {size / 1e9:.1f} GB of images; name another folder with TMPDIR")
         with tempfile.TemporaryFile(prefix="anomalib_lite-") as file:  # the mapping keeps it; nobody else can open it
-            if hasattr(os, "posix_fallocate"):  # a disk without room says so now; written to later, it ends the process
-                os.posix_fallocate(file.fileno(), 0, size)
             return np.memmap(file, dtype, "w+", shape=shape)
 
 

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from anomalib_lite.files.checkpoints import load_checkpoint, save_checkpoint
+from anomalib_lite.files.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 
 OptimizerName = Literal["adam", "sgd", "rmsprop"]
 ScheduleName = Literal["plateau", "one-cycle", "constant"]
@@ -168,11 +168,14 @@ def train(
     history, best, waited = History(), copy.deepcopy(network.state_dict()), 0
     state = load_checkpoint(path, run)
     if state is not None:
-        network.load_state_dict(state["network"])
-        optimizer.load_state_dict(state["optimizer"])
-        if schedule is not None:
-            schedule.load_state_dict(state["schedule"])
-        history, best, waited = History(**state["history"]), state["best"], state["waited"]
+        try:
+            network.load_state_dict(state["network"])
+            optimizer.load_state_dict(state["optimizer"])
+            if schedule is not None:
+                schedule.load_state_dict(state["schedule"])
+            history, best, waited = History(**state["history"]), state["best"], state["waited"]
+        except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{path} is damaged ({error!r:.200}); delete it to begin anew") from error
     epochs = range(len(history.train_loss), options.epochs)
     bar = tqdm(
         epochs, label, options.epochs, initial=epochs.start, unit="epoch", file=sys.stderr, disable=not options.progress
