@@ -15,6 +15,7 @@ from anomalib_lite.comparison.store import RunStore
 from anomalib_lite.evaluation.pixel_metrics import PixelMetrics
 
 IDS = ["good/0.png", "dent/1.png", "dent/2.png"]
+MORE = [f"dent/{i}.png" for i in range(3, 13)]
 IDENTITY = {"ids": IDS}
 
 
@@ -115,7 +116,8 @@ CHANGED = {
     "a map in colour": {"maps": {"dent/1.png": png(8, 8, mode=2)}},
     "a bomb": {"maps": {"dent/1.png": png(60_000, 60_000)}},
     "a smaller bomb": {"maps": {"dent/1.png": png(9_000, 9_000)}},
-    "maps as list": {"maps": []},
+    "maps as list": {"maps": ["dent/1.png"]},
+    "maps of too many": {"maps": {image_id: of_format("PNG") for image_id in (*IDS, *MORE)}},
     "PostScript": {"maps": {"dent/1.png": of_format("EPS")}},
     "another format": {"maps": {"dent/1.png": of_format("BMP")}},
     "a field more": {"more": 1},
@@ -129,7 +131,7 @@ def test_an_unsound_run_is_made_anew(tmp_path, result, change):
     (tmp_path / "a.json").write_text(json.dumps({**stored, **change}))
     store = RunStore(tmp_path, IDENTITY)
     with pytest.warns(UserWarning, match=r"a\.json holds no sound run .*; it is made anew"):
-        assert store.get("a", IDS) is None
+        assert store.get("a", IDS + MORE) is None
     store.put("a", result)
     assert RunStore(tmp_path, IDENTITY).get("a", IDS).ids == IDS
 

@@ -179,5 +179,6 @@ def plot_predicted_masks(maps: Mapping[str, np.ndarray], images: Any) -> Figure:
         enlarged = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)
         pictures.append(resize(pixels, (height, width)))
         predicted.append(np.asarray(enlarged) > 127)
-        actual.append(images.read_mask(position[image_id], (height, width)))
+        known = images.has_mask[position[image_id]]
+        actual.append(images.read_mask(position[image_id], (height, width)) if known else None)
     return plot_masks(pictures, predicted, actual, list(maps))

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.comparison.runs import Run
+from anomalib_lite.comparison.runs import MAPS, Run
 from anomalib_lite.embedding.embedder import LARGEST_SIDE
 from anomalib_lite.evaluation.pixel_metrics import PixelMetrics
 from anomalib_lite.files.atomic import write_atomically
@@ -87,12 +87,14 @@ def _read(path: Path, ids: Sequence[str]) -> Run:
     if path.stat().st_size > _LARGEST_FILE:
         raise ValueError(f"larger than {_LARGEST_FILE} bytes")
     stored = json.loads(path.read_bytes())
+    if not 0 < len(set(stored["ids"])) == len(stored["ids"]) or not {*stored["ids"], *stored["maps"]} <= set(ids):
+        raise ValueError("not of the images tested here")
+    if len(stored["maps"]) > MAPS:
+        raise ValueError(f"more than {MAPS} maps")
     pixels = None if stored["pixels"] is None else PixelMetrics(**stored["pixels"])
     arrays = {name: np.array(stored[name]) for name in ("scores", "alarms", "confidence")}
     maps = {image_id: _from_png(text) for image_id, text in stored["maps"].items()}
     run = Run(**{**stored, **arrays, "pixels": pixels, "maps": maps})
-    if not run.ids or len(set(run.ids)) < len(run.ids) or not {*run.ids, *maps} <= set(ids):
-        raise ValueError("not of the images tested here")
     measured = (pixels.pixel_auroc, pixels.pixel_ap, pixels.aupro) if pixels else ()
     numbers = [run.train_seconds, run.ms_per_image, *(x for x in (run.iou, *measured) if x is not None)]
     numbers += [x for values in run.curves.values() for x in values]
