@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_lite.fitted.duplicates import NearDuplicate
 from anomalib_lite.images.synthetic import render_part
+from anomalib_lite.supervised import splitting
+from anomalib_lite.supervised.cached import Cached, CachedImages
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
-from anomalib_lite.supervised.splitting import Split, Survey, split, survey, with_defects, without_kind
+from anomalib_lite.supervised.splitting import Split, Survey, _groups, split, survey, with_defects, without_kind
 
 
 def made_up(counts, for_training=0):
@@ -54,6 +57,37 @@ class TestSplit:
             for together in ({0, 5, 6}, {14, 15}, {20, 22}):
                 assert sum(bool(side & together) for side in sides) == 1
             assert not sides[2] & {0, 5, 6}  # one of them lies in train
+
+    @pytest.mark.parametrize("seed", range(5))
+    def test_every_chain_of_near_duplicates_is_one_group(self, seed):
+        images = made_up({"good": 60, "dent": 60})
+        rng = np.random.default_rng(seed)
+        surveyed = Survey(np.setdiff1d(np.arange(120), [3, 70]), [], [])  # two that cannot be read
+        surveyed.duplicates.extend(tuple(rng.choice(surveyed.readable, 2).tolist()) for _ in range(60))
+        together = {i: {i} for i in surveyed.readable.tolist()}
+        for i, j in surveyed.duplicates:
+            together[i] |= together[j]
+            for k in together[i]:
+                together[k] = together[i]
+        expected = sorted({tuple(sorted(group)) for group in together.values()})
+        assert _groups(surveyed) == [list(group) for group in expected]
+        parts = split(images, surveyed, random_state=seed)
+        for group in expected:
+            assert sum(np.isin(group, part).any() for part in (parts.train, parts.validation, parts.test)) == 1
+
+    def test_every_shot_of_a_part_is_on_its_side(self, monkeypatch):
+        """Whatever pairs `near_duplicates` finds, in whichever order, are kept together."""
+        images = made_up({"good": 24, "dent": 24})
+        cache = CachedImages(images)
+        shots = [(3 * part + i, 3 * part + j) for part in range(16) for i, j in ((0, 1), (2, 1), (0, 2))]
+        found = [NearDuplicate(str(i), str(j), 0.1) for i, j in shots]
+        monkeypatch.setattr(splitting, "near_duplicates", lambda X, ids: found)
+        monkeypatch.setattr(cache, "embeddings", lambda *a, **k: Cached(np.zeros((48, 2), np.float32), 0.0))
+        for seed in range(5):
+            parts = split(images, survey(images, cache), random_state=seed)
+            learnt, tested = ({int(i) // 3 for i in half} for half in (parts.learning, parts.test))
+            assert not learnt & tested
+            assert len(learnt | tested) == 16
 
     def test_unreadable_images_are_in_no_part(self):
         images = made_up({"good": 8, "dent": 8})

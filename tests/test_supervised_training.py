@@ -192,7 +192,7 @@ class TestKill:
             def slow(chosen, generator):
                 time.sleep(0.02)
                 return step(chosen, generator)
-            options = replace(OPTIONS, epochs=200, patience=200, checkpoint={str(tmp_path / "c")!r})
+            options = replace(OPTIONS, epochs=50, patience=50, checkpoint={str(tmp_path / "c")!r})
             train(net, slow, TRAIN, WATCH, options)
             """
         )
@@ -206,10 +206,10 @@ class TestKill:
         finally:
             process.kill()
             process.wait()
-        options = replace(OPTIONS, epochs=200, patience=200)
+        options = replace(OPTIONS, epochs=50, patience=50)
         state = torch.load(tmp_path / "c", weights_only=True)["state"]
         done = len(state["history"]["train_loss"])
-        assert 1 <= done < 200
+        assert 1 <= done < 50
         _, resumed = run(replace(options, checkpoint=tmp_path / "c"))
         _, expected = run(options)
         assert resumed.validation_loss == expected.validation_loss
@@ -223,6 +223,20 @@ class TestKill:
         (tmp_path / "run.checkpoint").write_bytes(b"nonsense")
         with pytest.raises(CheckpointError, match=r"run\.checkpoint cannot be read .* delete it to begin anew"):
             run(replace(OPTIONS, checkpoint=tmp_path / "run.checkpoint"))
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"network": {}}, {"optimizer": None}, {"history": {"epochs": 1}}, {"best": ...}],
+        ids=lambda c: next(iter(c)),
+    )
+    def test_so_is_one_whose_state_is_damaged(self, tmp_path, change):
+        path = tmp_path / "run.checkpoint"
+        run(replace(OPTIONS, checkpoint=path))
+        content = torch.load(path, weights_only=True)
+        content["state"] = {key: value for key, value in {**content["state"], **change}.items() if value is not ...}
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match=r"run\.checkpoint is damaged .*; delete it to begin anew"):
+            run(replace(OPTIONS, checkpoint=path))
 
     def test_a_checkpoint_that_holds_code_is_not_run(self, tmp_path):
         class Evil:

@@ -1,46 +1,48 @@
 """Supervised and unsupervised on one held-out half: a labelled folder in, a table of all of them out.
 
-Every seed divides the images once; every contestant learns from the same half and is asked about the other. Detectors
+Every seed divides the images once; every method learns from the same half and is tested on the other. Detectors
 learn from its good images alone. Two studies follow: what happens to a defect nobody has labelled (each kind left out
 of training in turn), and how many labelled defects it takes.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from anomalib_lite.comparison.methods import (
     SUPERVISED,
     UNET,
     UNSUPERVISED,
-    Contestant,
+    Method,
     Settings,
-    read_contestant,
+    read_method,
 )
-from anomalib_lite.comparison.runs import Verdict, verdict_of
-from anomalib_lite.comparison.store import Ledger
+from anomalib_lite.comparison.runs import Run, run
+from anomalib_lite.comparison.store import RunStore
 from anomalib_lite.comparison.summaries import (
     comparison_row,
     counts_of,
     few_labels_row,
     image_auroc,
     left_out_row,
-    mistakes,
+    misclassified,
 )
 from anomalib_lite.comparison.tables import Comparison, FewLabelsRow, LeftOutRow, file_name, number
 from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.supervised.cached import CachedImages
-from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
+from anomalib_lite.supervised.labelled import LabelledImages, open_labelled
 from anomalib_lite.supervised.segmenter import check_masks
 from anomalib_lite.supervised.splitting import Split, split, survey, with_defects, without_kind
 from anomalib_lite.supervised.training import TrainingError
 
 STUDIED = ("cnn", "bottleneck", "linear", "knn", "subspace")
-"""Models that take part in the two studies unless others are named: they are quick to train again and again."""
+"""Models of the two studies unless others are named: they are quick to train again and again."""
 
 
 def compare(
@@ -72,7 +74,7 @@ def compare(
     Parameters
     ----------
     dataset : folder of classes or in MVTec AD layout, or LabelledImages
-    models : names as `read_contestant` takes them, optional
+    models : names as `read_method` takes them, optional
         By default every supervised model, the U-Net where there are masks, and seven detectors.
     seeds : int
         Divisions into halves, and trainings on each.
@@ -87,7 +89,7 @@ def compare(
         Train again without each kind of defect, where there are two or more.
     few_labels : numbers of labelled defects to train again with; more than there are is left aside, empty for none.
     study_models : names among `models`, optional
-        Who takes part in these two studies; by default those that are quick to train, or all where none is.
+        Models of these two studies; by default those that are quick to train, or all where none is.
     study_seeds : int
         Seeds of the two studies.
     image_size : int, optional
@@ -107,17 +109,19 @@ def compare(
     ------
     LabelledDataError
         If the labels do not allow a comparison: one class, no good one, an empty one, one with a single image; or the
-        U-Net takes part and a mask does not fit its image or has none.
+        U-Net is among the models and a mask does not fit its image or has none.
     ValueError, WeightsError
         If a model does not exist or cannot be had; before anything is trained.
     TrainingError
-        If every model failed. One that fails alone becomes a row with the text of its error.
+        If every model failed. One that fails alone, for whatever reason, becomes a row with the text of its error.
+    OSError
+        If `checkpoints` cannot be written.
     """
     if seeds < 1 or study_seeds < 0 or any(count < 1 for count in few_labels):
         raise ValueError(f"seeds={seeds}, study_seeds={study_seeds}, few_labels={few_labels}: need 1 or more")
     images = dataset if isinstance(dataset, LabelledImages) else open_labelled(dataset, good=good)
     images.defective  # noqa: B018 - says at once if no class is good
-    contestants = _contestants(models, images, backbone)
+    methods = _methods(models, images, backbone)
     settings = Settings(
         weights=weights or {},
         epochs=epochs,
@@ -129,168 +133,154 @@ def compare(
         device=device,
         dtype=dtype,
     )
-    if any(contestant.model == UNET for contestant in contestants):
+    if any(method.model == UNET for method in methods):
         check_masks(images)
-    studied = _studied(contestants, study_models)
-    digests = {contestant.name: contestant.digest(settings) for contestant in contestants}
-    surveyed = survey(images)
-    cache = CachedImages(images, surveyed.readable)
-    asked = {
-        "models": [contestant.name for contestant in contestants],
-        "backbone": backbone,
-        "seeds": seeds,
-        "epochs": epochs,
-        "test": test,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "grey": grey,
-        "horizontal_flip": horizontal_flip,
-        "false_alarm_rate": false_alarm_rate,
-    }
-    ledger = Ledger(checkpoints, {"test": test, "grey": grey, "ids": images.ids})
-    bench = _Bench(images, cache, settings, ledger, digests, progress)
-    divided = [split(images, surveyed, test=test, random_state=seed) for seed in range(max(seeds, study_seeds))]
-    verdicts = {
-        contestant: [bench.run(contestant, divided[seed], seed, "all") for seed in range(seeds)]
-        for contestant in contestants
-    }
-    failed = [found[0] for found in verdicts.values() if all(isinstance(verdict, str) for verdict in found)]
-    if len(failed) == len(contestants):
-        raise TrainingError(f"every model failed, the first with: {failed[0]}")
-    study = _Study(bench, divided[:study_seeds], studied)
-    first = {c.name: found[0] for c, found in verdicts.items() if isinstance(found[0], Verdict)}
+    studied = _studied(methods, study_models)
+    digests = {method: method.digest(settings) for method in methods}
+    cache = CachedImages(images)
+    surveyed = survey(images, cache)
+    store = RunStore(checkpoints, {"test": test, "grey": grey, "good": images.good, "ids": images.ids})
+    runner = _Runner(images, cache, settings, store, digests, progress)
+    splits = [split(images, surveyed, test=test, random_state=seed) for seed in range(max(seeds, study_seeds))]
+    runs = {method: [runner.run(method, splits[seed], seed, "all") for seed in range(seeds)] for method in methods}
+    if not any(isinstance(result, Run) for results in runs.values() for result in results):
+        raise TrainingError(f"every model failed, the first with: {runs[methods[0]][0]}")
+    study = _Study(runner, splits[:study_seeds], studied)
+    first = {method.name: results[0] for method, results in runs.items() if isinstance(results[0], Run)}
     return Comparison(
-        rows=[comparison_row(contestant, found, images) for contestant, found in verdicts.items()],
+        rows=[comparison_row(method, results, images) for method, results in runs.items()],
         left_out=study.without_each_kind() if leave_one_out else [],
         few_labels=study.with_few_labels(few_labels),
-        misclassified={name: mistakes(verdict, images) for name, verdict in first.items()},
-        curves={name: verdict.curves for name, verdict in first.items() if verdict.curves},
-        maps={name: verdict.maps for name, verdict in first.items() if verdict.maps},
-        counts=counts_of(images, divided[0]),
+        misclassified={name: misclassified(result, images) for name, result in first.items()},
+        curves={name: result.curves for name, result in first.items() if result.curves},
+        maps={name: result.maps for name, result in first.items() if result.maps},
+        counts=counts_of(images, splits[0]),
         unreadable=surveyed.unreadable,
         problems=images.problems,
-        settings=asked,
+        settings={
+            "models": [method.name for method in methods],
+            "backbone": backbone,
+            "seeds": seeds,
+            "epochs": epochs,
+            "test": test,
+            "image_size": image_size,
+            "batch_size": batch_size,
+            "grey": grey,
+            "horizontal_flip": horizontal_flip,
+            "false_alarm_rate": false_alarm_rate,
+        },
     )
 
 
-def _contestants(models: Sequence[str] | None, images: LabelledImages, backbone: str) -> list[Contestant]:
+def _methods(models: Sequence[str] | None, images: LabelledImages, backbone: str) -> list[Method]:
     if models is not None:
         named = dict.fromkeys(name.strip() for name in models if name.strip())
-        chosen = [read_contestant(name, backbone) for name in named]
+        chosen = [read_method(name, backbone) for name in named]
         if not chosen:
             raise ValueError("no model named to compare; leave models out for all")
         return chosen
     has_masks = any(path is not None for path in images.mask_paths)
     names = [name for name in SUPERVISED if name != UNET or has_masks]
-    return [read_contestant(name, backbone) for name in (*names, *UNSUPERVISED)]
+    return [read_method(name, backbone) for name in (*names, *UNSUPERVISED)]
 
 
-def _studied(contestants: Sequence[Contestant], named: Sequence[str] | None) -> list[Contestant]:
-    names = [contestant.name for contestant in contestants]
-    strangers = [name for name in named or [] if name not in names]
-    if strangers:
-        raise ValueError(f"study_models: {', '.join(strangers)} is not among the models compared, {', '.join(names)}")
+def _studied(methods: Sequence[Method], named: Sequence[str] | None) -> list[Method]:
+    names = [method.name for method in methods]
+    unknown = [name for name in named or [] if name not in names]
+    if unknown:
+        raise ValueError(f"study_models: {', '.join(unknown)} is not among the models compared, {', '.join(names)}")
     if named is not None:
-        return [contestant for contestant in contestants if contestant.name in named]
-    cheap = [contestant for contestant in contestants if contestant.model in STUDIED]
-    return cheap if any(contestant.kind == "supervised" for contestant in cheap) else list(contestants)
+        return [method for method in methods if method.name in named]
+    cheap = [method for method in methods if method.model in STUDIED]
+    return cheap if any(method.kind == "supervised" for method in cheap) else list(methods)
 
 
 @dataclass(frozen=True)
-class _Bench:
-    """Runs contestants, each at most once per key; a training that fails becomes the text of its error."""
+class _Runner:
+    """Runs methods, each at most once per split; a run that fails becomes the text of its error."""
 
     images: LabelledImages
     cache: CachedImages
     settings: Settings
-    ledger: Ledger
-    digests: dict[str, str]
+    store: RunStore
+    digests: dict[Method, str]
     progress: bool
+    failed: dict[str, str] = field(default_factory=dict)
 
-    def run(self, contestant: Contestant, parts: Split, seed: int, study: str) -> Verdict | str:
-        key = file_name(f"{contestant.name}_{self.digests[contestant.name]}_{study}_{seed}")
-        verdict = self.ledger.get(key)
-        if verdict is not None:
-            return verdict
+    def run(self, method: Method, parts: Split, seed: int, study: str) -> Run | str:
+        # Settings and split are in the digest, so names need only be legible: long ones are cut.
+        divided = [self.digests[method], *(part.tolist() for part in (parts.train, parts.validation, parts.test))]
+        digest = hashlib.sha256(json.dumps(divided).encode()).hexdigest()[:16]
+        key = f"{file_name(method.name)[:40]}_{file_name(study)[:40]}_{seed}_{digest}"
+        result = self.store.get(key, [self.images.ids[i] for i in parts.test.tolist()])
+        if result is not None or key in self.failed:
+            return result or self.failed[key]
         if self.progress:
-            print(f"{contestant.name}, seed {seed}, {study} …", end="", file=sys.stderr, flush=True)
+            print(f"{method.name}, seed {seed}, {study} …", end="", file=sys.stderr, flush=True)
         try:
-            verdict = verdict_of(
-                contestant,
+            result = run(
+                method,
                 self.images,
                 parts,
                 self.cache,
                 self.settings,
                 random_state=seed,
-                checkpoint=self.ledger.training(key),
+                checkpoint=self.store.training(key),
             )
-        except (TrainingError, LabelledDataError) as error:
+        except Exception as error:  # whatever ails one method, the others' results stand
+            named = isinstance(error, ValueError) and str(error)
+            self.failed[key] = str(error) if named else f"{type(error).__name__}: {error}"
             if self.progress:
-                print(f" failed: {error}", file=sys.stderr)
-            return str(error)
-        self.ledger.put(key, verdict)
+                print(f" failed: {self.failed[key]}", file=sys.stderr)
+            return self.failed[key]
+        self.store.put(key, result)
         if self.progress:
-            area = image_auroc(verdict, self.images)
-            print(f" image AUROC {number(area)} after {verdict.train_seconds:.1f} s", file=sys.stderr)
-        return verdict
+            area = image_auroc(result, self.images)
+            print(f" image AUROC {number(area)} after {result.train_seconds:.1f} s", file=sys.stderr)
+        return result
 
 
 @dataclass(frozen=True)
 class _Study:
     """The two studies: without each kind of defect, and with few labels."""
 
-    bench: _Bench
-    divided: Sequence[Split]
-    contestants: Sequence[Contestant]
-
-    @property
-    def supervised(self) -> list[Contestant]:
-        """Those whom labels matter to."""
-        return [contestant for contestant in self.contestants if contestant.kind == "supervised"]
-
-    @property
-    def unsupervised(self) -> list[Contestant]:
-        """Those who stand beside them as they are."""
-        return [contestant for contestant in self.contestants if contestant.kind == "unsupervised"]
+    runner: _Runner
+    splits: Sequence[Split]
+    methods: Sequence[Method]
 
     def without_each_kind(self) -> list[LeftOutRow]:
-        images = self.bench.images
+        images = self.runner.images
         defects = [kind for kind in images.classes if kind != images.good]
-        if len(defects) < 2 or not self.divided:
+        if len(defects) < 2 or not self.splits:
             return []
         rows = []
         for defect in defects:
-            for contestant in self.supervised:
-                seen = self._with_all(contestant)
-                unseen = [
-                    self.bench.run(contestant, without_kind(images, parts, defect), seed, f"without {defect}")
-                    for seed, parts in enumerate(self.divided)
-                ]
-                rows.append(left_out_row(defect, contestant, seen, unseen, images))
-            for contestant in self.unsupervised:
-                found = self._with_all(contestant)
-                rows.append(left_out_row(defect, contestant, found, found, images))
+            for method in self._in_order():
+                seen = unseen = self._runs(method, self.splits, "all")
+                if method.kind == "supervised":
+                    without = [without_kind(images, parts, defect) for parts in self.splits]
+                    unseen = self._runs(method, without, f"without {defect}")
+                rows.append(left_out_row(defect, method, seen, unseen, images))
         return rows
 
     def with_few_labels(self, counts: Sequence[int]) -> list[FewLabelsRow]:
-        images = self.bench.images
-        if not self.divided:
-            return []
-        labelled = min(int(images.defective[parts.learning].sum()) for parts in self.divided)
-        rows = []
+        images = self.runner.images
+        labelled = min((int(images.defective[parts.learning].sum()) for parts in self.splits), default=0)
         usable = [count for count in sorted(set(counts)) if 2 <= count <= labelled]
-        for contestant in self.supervised:
+        rows: list[FewLabelsRow] = []
+        for method in self._in_order() if any(method.kind == "supervised" for method in self.methods) else []:
             for count in usable:
-                found = []
-                for seed, parts in enumerate(self.divided):
-                    few = with_defects(images, parts, count, random_state=seed)
-                    found.append(self.bench.run(contestant, few, seed, f"{count} labels"))
-                rows.append(few_labels_row(contestant, count, found, images))
-        for contestant in self.unsupervised if rows else []:
-            found = self._with_all(contestant)
-            rows += [few_labels_row(contestant, count, found, images) for count in usable]
+                if method.kind == "supervised":
+                    few = [with_defects(images, parts, count, random_state=i) for i, parts in enumerate(self.splits)]
+                    results = self._runs(method, few, f"{count} labels")
+                else:
+                    results = self._runs(method, self.splits, "all")
+                rows.append(few_labels_row(method, count, results, images))
         return rows
 
-    def _with_all(self, contestant: Contestant) -> list[Verdict | str]:
-        """Verdicts of what learnt from every label."""
-        return [self.bench.run(contestant, parts, seed, "all") for seed, parts in enumerate(self.divided)]
+    def _in_order(self) -> list[Method]:
+        """Those that labels matter to, then those that stand beside them as they are."""
+        return sorted(self.methods, key=lambda method: method.kind != "supervised")
+
+    def _runs(self, method: Method, splits: Sequence[Split], study: str) -> list[Run | str]:
+        return [self.runner.run(method, parts, seed, study) for seed, parts in enumerate(splits)]

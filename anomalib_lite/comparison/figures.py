@@ -1,7 +1,7 @@
-"""Figures of a comparison: everybody's AUROC, defects never labelled, few labels, and the images judged wrong.
+"""Figures of a comparison: every method's AUROC, defects never labelled, few labels, and the images misclassified.
 
-Rows are those of `supervised.comparison`; supervised models are drawn as circles and solid lines, detectors as squares
-and dashed ones.
+Rows are those of `comparison.tables`; supervised models are drawn as circles and solid lines, detectors as squares
+and dashed ones. Names come from folders and users: they are written as they are (`parse_math`), never as formulas.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _KINDS = {"supervised": (COLOURS[0], "o", "-"), "unsupervised": (ALARM, "s", "--
 
 
 def plot_comparison(rows: Sequence[Any]) -> Figure:
-    """Image AUROC of every contestant, the best on top, with its spread over seeds."""
+    """Image AUROC of every method, the best on top, with its spread over seeds."""
     known = sorted((row for row in rows if row.image_auroc_mean is not None), key=lambda row: row.image_auroc_mean)
     figure = new_figure(height=1.2 + 0.24 * len(known))
     (axis,) = axes_of(figure)
@@ -49,7 +49,7 @@ def plot_comparison(rows: Sequence[Any]) -> Figure:
             va="center",
             fontsize=TEXT - 1,
         )
-    axis.set_yticks(range(len(known)), [row.name for row in known], fontsize=TEXT - 1)
+    axis.set_yticks(range(len(known)), [row.name for row in known], fontsize=TEXT - 1, parse_math=False)
     axis.grid(axis="x", color="#e5e5e5", linewidth=0.6)
     axis.set_axisbelow(True)
     lowest = min((row.image_auroc_mean - (row.image_auroc_std or 0.0) for row in known), default=0.5)
@@ -74,23 +74,23 @@ def plot_left_out(rows: Sequence[Any]) -> Figure:
     axes = axes_of(figure, -(-len(defects) // columns), columns, sharex=True, sharey=True)
     for axis in axes[len(defects) :]:
         axis.set_axis_off()
-    found = {(row.defect, row.name): row for row in rows}
+    by_place = {(row.defect, row.name): row for row in rows}
     values = [value for row in rows for value in (row.seen_auroc, row.unseen_auroc) if value is not None]
     for axis, defect in zip(axes, defects, strict=False):
         for place, name in enumerate(reversed(names)):
-            row = found.get((defect, name))
+            row = by_place.get((defect, name))
             if row is None or row.seen_auroc is None or row.unseen_auroc is None:
                 continue
             colour, marker, _ = _KINDS[row.kind]
             axis.plot([row.seen_auroc, row.unseen_auroc], [place, place], color=colour, linewidth=1.2)
             axis.plot(row.seen_auroc, place, marker, color=colour, markerfacecolor="white", markersize=5)
             axis.plot(row.unseen_auroc, place, marker, color=colour, markersize=5)
-        axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=TEXT - 1)
+        axis.set_yticks(range(len(names)), list(reversed(names)), fontsize=TEXT - 1, parse_math=False)
         axis.set_ylim(-0.6, len(names) - 0.4)
         axis.set_xlim(min([0.5, *values]) - 0.03, 1.03)
         axis.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         axis.set_axisbelow(True)
-        axis.set_title(defect, fontsize=TEXT + 1, loc="left")
+        axis.set_title(shortened(defect), fontsize=TEXT + 1, loc="left", parse_math=False)
     for axis in axes[max(0, len(defects) - columns) : len(defects)]:
         axis.set_xlabel("image AUROC", fontsize=TEXT)
         axis.tick_params(labelbottom=True)
@@ -138,12 +138,14 @@ def plot_few_labels(rows: Sequence[Any]) -> Figure:
     axis.minorticks_off()
     axis.set_ylim(top=1.02)
     label(axis, "labelled defects to learn from", "image AUROC on the held-out half")
-    figure.legend(loc="outside upper center", ncols=3, fontsize=TEXT - 1, frameon=False)
+    legend = figure.legend(loc="outside upper center", ncols=3, fontsize=TEXT - 1, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
 def plot_misclassified(wrong: Sequence[Any], source: ImageSource, *, columns: int = 4, rows: int = 3) -> Figure:
-    """The surest mistakes as a gallery: what each was called, how surely, and what it is."""
+    """The surest mistakes as a gallery: what each was predicted as, how surely, and what it is."""
     shown = list(wrong)[: columns * rows]
     position = {image_id: i for i, image_id in enumerate(source.ids)}
     columns = max(1, min(columns, len(shown)))
@@ -154,9 +156,8 @@ def plot_misclassified(wrong: Sequence[Any], source: ImageSource, *, columns: in
         axis.set_axis_off()
     for axis, one in zip(axes, shown, strict=False):
         axis.imshow(source.read(position[one.id]))
-        axis.set_title(
-            f"{shortened(one.id)}\ncalled {one.predicted} ({one.probability:.2f})\nis {one.actual}", fontsize=TEXT - 1
-        )
+        named = f"{shortened(one.id)}\npredicted {shortened(one.predicted)} ({one.probability:.2f})"
+        axis.set_title(f"{named}\nis {shortened(one.actual)}", fontsize=TEXT - 1, parse_math=False)
     return figure
 
 
@@ -178,5 +179,6 @@ def plot_predicted_masks(maps: Mapping[str, np.ndarray], images: Any) -> Figure:
         enlarged = Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR)
         pictures.append(resize(pixels, (height, width)))
         predicted.append(np.asarray(enlarged) > 127)
-        actual.append(images.read_mask(position[image_id], (height, width)))
+        known = images.has_mask[position[image_id]]
+        actual.append(images.read_mask(position[image_id], (height, width)) if known else None)
     return plot_masks(pictures, predicted, actual, list(maps))

@@ -1,4 +1,4 @@
-"""Who takes part in a comparison: a name in; a model, ready to be trained, out.
+"""Methods to compare: a name in; a model, ready to be trained, out.
 
 A name is MODEL, MODEL@BACKBONE or MODEL@BACKBONE:LAYER+LAYER, MODEL being a classifier, ``unet``, or a scorer of the
 detector with or without its level: ``linear@resnet18:layer2+layer3``, ``knn``, ``knn-global``.
@@ -31,7 +31,7 @@ UNSUPERVISED = ("knn", "kmeans", "dbscan", "knn-global", "kmeans-global", "dbsca
 
 @dataclass(frozen=True)
 class Settings:
-    """What all contestants share; see `compare`."""
+    """What all methods share; see `compare`."""
 
     weights: Mapping[str, Weights] = field(default_factory=dict)
     epochs: int | None = None
@@ -42,11 +42,10 @@ class Settings:
     false_alarm_rate: float = 0.01
     device: str = "auto"
     dtype: str = "auto"
-    progress: bool = False
 
 
 @dataclass(frozen=True)
-class Contestant:
+class Method:
     """A model by name, with the backbone that carries it, if any."""
 
     name: str
@@ -77,9 +76,9 @@ class Contestant:
                 **network,
                 **shared,
             )
-        shared |= {"grey": settings.grey, "progress": settings.progress}
-        asked = {"epochs": settings.epochs, "batch_size": settings.batch_size}
-        shared |= {name: value for name, value in asked.items() if value is not None}
+        shared["grey"] = settings.grey
+        optional = {"epochs": settings.epochs, "batch_size": settings.batch_size}
+        shared |= {name: value for name, value in optional.items() if value is not None}
         changes = Augmentation(horizontal_flip=settings.horizontal_flip)
         if self.model == UNET:
             size = None if self.backbone else settings.image_size
@@ -100,7 +99,7 @@ class Contestant:
         return hashlib.sha256(json.dumps([__version__, model.config(), training]).encode()).hexdigest()[:12]
 
 
-def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
+def read_method(name: str, default_backbone: str = BUILTIN) -> Method:
     """Make out a name.
 
     Raises
@@ -110,7 +109,7 @@ def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
 
     Examples
     --------
-    >>> read_contestant("linear@resnet18:layer2+layer3").layers
+    >>> read_method("linear@resnet18:layer2+layer3").layers
     'layer2,layer3'
     """
     model, at, rest = name.strip().partition("@")
@@ -121,7 +120,7 @@ def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
     scorer, _, level = model.partition("-")
     if scorer in SCORERS and level in ("", "patch", "global"):
         chosen: Literal["patch", "global"] = "global" if level == "global" else "patch"
-        return Contestant(name, "unsupervised", scorer, chosen, backbone or default_backbone, named)
+        return Method(name, "unsupervised", scorer, chosen, backbone or default_backbone, named)
     if model not in SUPERVISED:
         raise ValueError(
             f"no model {model!r} to compare; supervised: {', '.join(SUPERVISED)}; unsupervised: {', '.join(SCORERS)}, "
@@ -130,7 +129,7 @@ def read_contestant(name: str, default_backbone: str = BUILTIN) -> Contestant:
     if model.startswith("cnn"):
         if at:
             raise ValueError(f"{name!r}: {model} is trained from nothing and takes no backbone")
-        return Contestant(name, "supervised", model)
+        return Method(name, "supervised", model)
     if model == UNET:
-        return Contestant(name, "supervised", model, backbone=backbone or None, layers=named)
-    return Contestant(name, "supervised", model, "global", backbone or default_backbone, named)
+        return Method(name, "supervised", model, backbone=backbone or None, layers=named)
+    return Method(name, "supervised", model, "global", backbone or default_backbone, named)

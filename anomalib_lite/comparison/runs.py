@@ -1,4 +1,4 @@
-"""What contestants say of the held-out half: a model is trained on the other and asked, and the clock is read."""
+"""Runs of a comparison: one method trained on one half of the images and tested on the other, and how long it took."""
 
 from __future__ import annotations
 
@@ -9,34 +9,35 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite.comparison.methods import Contestant, Settings
+from anomalib_lite.comparison.methods import Method, Settings
 from anomalib_lite.detector import Detector
 from anomalib_lite.evaluation.pixel_metrics import PixelMetrics
-from anomalib_lite.images.sources import ImageSource
-from anomalib_lite.supervised.cached import CachedImages
-from anomalib_lite.supervised.classifier import Classifier
-from anomalib_lite.supervised.grey import seen_by
+from anomalib_lite.supervised.cached import CachedImages, CachedSource
+from anomalib_lite.supervised.classifier import FROZEN, Classifier
 from anomalib_lite.supervised.labelled import LabelledImages
 from anomalib_lite.supervised.segmenter import Segmentation, Segmenter, measure_segmentation, pixel_metrics_of
 from anomalib_lite.supervised.splitting import Split
 
-_SHOWN = 12  # predicted masks that are kept, to be drawn
+MAPS = 12
+"""Predicted maps that a run keeps, to be drawn."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What one contestant, trained once, said of the held-out images.
+class Run:
+    """One method, trained and tested once on one split. Times count decoding and embedding as if nothing was cached.
 
     Attributes
     ----------
-    ids : list of str, length n
+    ids : list of str, length n, the held-out images
     scores : float64 (n,), higher = more anomalous
-    alarms : bool (n,), judged defective: probability above one half, or p-value within the false-alarm rate
+    alarms : bool (n,), predicted defective: probability above one half, or p-value within the false-alarm rate
     confidence : float64 (n,), probability of being defective, or one minus the p-value
-    train_seconds, ms_per_image : decoding and embedding included
-    pixels : PixelMetrics, iou : float, or None for those that do not locate
+    train_seconds, ms_per_image : float
+    pixels : PixelMetrics, iou : float, or None for methods that do not locate
     curves : loss and accuracy per epoch, empty for detectors
     maps : of a few images by id, the predicted probability per pixel in 255ths, uint8 (s, s); empty but for the U-Net
+
+    Raises ValueError if scores, alarms and confidence are not one finite value each per image.
     """
 
     ids: list[str]
@@ -50,9 +51,15 @@ class Verdict:
     curves: dict[str, list[float]] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for name, kind in (("scores", "f"), ("alarms", "b"), ("confidence", "f")):
+            values = getattr(self, name)
+            if values.dtype.kind != kind or values.shape != (len(self.ids),) or not np.isfinite(values).all():
+                raise ValueError(f"{name} of {len(self.ids)} images: need one finite value for each of them")
 
-def verdict_of(
-    contestant: Contestant,
+
+def run(
+    method: Method,
     images: LabelledImages,
     parts: Split,
     cache: CachedImages,
@@ -60,73 +67,84 @@ def verdict_of(
     *,
     random_state: int,
     checkpoint: Path | None = None,
-) -> Verdict:
-    """Train a contestant on the learning half and ask it about the other.
+) -> Run:
+    """Train a method on the learning half, a detector on the good images of it, and test it on the other.
 
     Raises what the model's `fit` raises.
     """
-    model = contestant.make(settings, random_state=random_state)
-    test = images.some(parts.test)
+    model = method.make(settings, random_state=random_state)
+    test = CachedSource(cache, parts.test, grey=settings.grey)
     if isinstance(model, Detector):
-        good = images.some(parts.learning[~images.defective[parts.learning]])
-        return _detected(model, seen_by(good, grey=settings.grey), seen_by(test, grey=settings.grey), images)
-    prepared = model.prepare(cache) * len(parts.learning)
+        good = CachedSource(cache, parts.learning[~images.defective[parts.learning]], grey=settings.grey)
+        return _run_detector(model, good, test, images)
+    prepared = model.prepare(cache)
     if isinstance(model, Segmenter):
         model.fit(images, parts, checkpoint=checkpoint, cache=cache)
     else:
         model.fit(images, parts, target="defective", checkpoint=checkpoint, cache=cache)
-    return _judged(model, test, images, prepared)
+    return _test_supervised(
+        model,
+        test,
+        images,
+        train_seconds=prepared * len(parts.learning) + model.history_.seconds,
+        cached_seconds=prepared if method.model in FROZEN else 0.0,  # the others decode the test images anew
+    )
 
 
-def _detected(detector: Detector, good: ImageSource, test: ImageSource, images: LabelledImages) -> Verdict:
+def _run_detector(detector: Detector, good: CachedSource, test: CachedSource, images: LabelledImages) -> Run:
+    embedding = test.cache.embeddings(detector.embedder, grey=test.grey).seconds_per_image
     start = time.perf_counter()
     detector.fit(good)
     fitted = time.perf_counter()
     scores = detector.score(test)
     seconds = time.perf_counter() - fitted
-    position = images.positions
     pixels = None
-    if detector.embedder.level == "patch" and any(
-        images.mask_paths[position[image_id]] is not None for image_id in scores.ids
-    ):
+    if scores.patch_scores is not None and any(images.mask_paths[i] is not None for i in test.positions):
         pixels = pixel_metrics_of(scores.ids, scores.anomaly_map, scores.image_sizes, images)
-    return Verdict(
+    return Run(
         ids=scores.ids,
         scores=scores.scores,
         alarms=scores.alarms,
         confidence=1 - scores.p_values,
-        train_seconds=fitted - start,
-        ms_per_image=1000 * seconds / len(scores),
+        train_seconds=fitted - start + embedding * len(good),
+        ms_per_image=1000 * (seconds / len(test) + embedding),
         pixels=pixels,
     )
 
 
-def _judged(model: Classifier | Segmenter, test: ImageSource, images: LabelledImages, prepared: float) -> Verdict:
+def _test_supervised(
+    model: Classifier | Segmenter,
+    test: CachedSource,
+    images: LabelledImages,
+    *,
+    train_seconds: float,
+    cached_seconds: float,
+) -> Run:
     start = time.perf_counter()
-    found = model.predict(test)
+    predicted = model.predict(test)
     seconds = time.perf_counter() - start
-    outcome = measure_segmentation(found, images) if isinstance(found, Segmentation) else None
-    scores = found.scores if isinstance(found, Segmentation) else found.probabilities[:, 1]
-    return Verdict(
-        ids=found.ids,
+    outcome = measure_segmentation(predicted, images) if isinstance(predicted, Segmentation) else None
+    scores = predicted.scores if isinstance(predicted, Segmentation) else predicted.probabilities[:, 1]
+    return Run(
+        ids=predicted.ids,
         scores=scores,
         alarms=scores > 0.5,
         confidence=scores,
-        train_seconds=prepared + model.history_.seconds,
-        ms_per_image=1000 * seconds / len(found),
+        train_seconds=train_seconds,
+        ms_per_image=1000 * (seconds / len(test) + cached_seconds),
         pixels=outcome.pixels if outcome else None,
         iou=outcome.iou if outcome else None,
         curves=model.history_.curves,
-        maps=_some_of(found, images) if isinstance(found, Segmentation) else {},
+        maps=_some_maps(predicted, images) if isinstance(predicted, Segmentation) else {},
     )
 
 
-def _some_of(found: Segmentation, images: LabelledImages) -> dict[str, np.ndarray]:
+def _some_maps(predicted: Segmentation, images: LabelledImages) -> dict[str, np.ndarray]:
     """Predicted maps of a few images with known masks, every kind in turn."""
-    position = images.positions
     by_kind: dict[str, list[int]] = {}
-    for i, image_id in enumerate(found.ids):
-        if images.has_mask[position[image_id]]:
-            by_kind.setdefault(images.kinds[position[image_id]], []).append(i)
+    for i, image_id in enumerate(predicted.ids):
+        position = images.positions[image_id]
+        if images.has_mask[position]:
+            by_kind.setdefault(images.kinds[position], []).append(i)
     in_turn = [i for row in zip_longest(*by_kind.values()) for i in row if i is not None]
-    return {found.ids[i]: np.round(255 * found.maps[i]).astype(np.uint8) for i in sorted(in_turn[:_SHOWN])}
+    return {predicted.ids[i]: np.round(255 * predicted.maps[i]).astype(np.uint8) for i in sorted(in_turn[:MAPS])}

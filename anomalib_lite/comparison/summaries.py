@@ -1,4 +1,4 @@
-"""From verdicts to rows: means and spreads over seeds, what a left-out defect costs, the images judged wrong."""
+"""From runs to rows: means and spreads over seeds, what a left-out defect costs, the images misclassified."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from anomalib_lite.comparison.methods import Contestant
-from anomalib_lite.comparison.runs import Verdict
+from anomalib_lite.comparison.methods import Method
+from anomalib_lite.comparison.runs import Run
 from anomalib_lite.comparison.tables import ComparisonRow, FewLabelsRow, LeftOutRow
 from anomalib_lite.evaluation import metrics
 from anomalib_lite.supervised.labelled import LabelledImages
@@ -15,80 +15,80 @@ from anomalib_lite.supervised.outcome import Misclassified
 from anomalib_lite.supervised.splitting import Split
 
 
-def comparison_row(contestant: Contestant, found: Sequence[Verdict | str], images: LabelledImages) -> ComparisonRow:
-    """One contestant over all seeds; a verdict that is a text is the error it failed with."""
-    verdicts = [verdict for verdict in found if isinstance(verdict, Verdict)]
-    errors = [verdict for verdict in found if isinstance(verdict, str)]
-    areas = _spread_of([image_auroc(verdict, images) for verdict in verdicts])
-    pixels = _spread_of([verdict.pixels.pixel_auroc for verdict in verdicts if verdict.pixels])
-    accuracies = [_accuracies(verdict, images) for verdict in verdicts]
+def comparison_row(method: Method, results: Sequence[Run | str], images: LabelledImages) -> ComparisonRow:
+    """One method over all seeds; a result that is a text is the error it failed with."""
+    runs = _runs_of(results)
+    areas = _spread_of([image_auroc(run, images) for run in runs])
+    pixels = _spread_of([run.pixels.pixel_auroc for run in runs if run.pixels])
+    accuracies = [_accuracies(run, images) for run in runs]
     return ComparisonRow(
-        name=contestant.name,
-        kind=contestant.kind,
+        name=method.name,
+        kind=method.kind,
         image_auroc_mean=areas[0],
         image_auroc_std=areas[1],
         accuracy_mean=_spread_of([plain for plain, _ in accuracies])[0],
         balanced_accuracy_mean=_spread_of([balanced for _, balanced in accuracies])[0],
         pixel_auroc_mean=pixels[0],
         pixel_auroc_std=pixels[1],
-        aupro_mean=_spread_of([verdict.pixels.aupro for verdict in verdicts if verdict.pixels])[0],
-        iou_mean=_spread_of([verdict.iou for verdict in verdicts])[0],
-        train_seconds=_spread_of([verdict.train_seconds for verdict in verdicts])[0],
-        ms_per_image=_spread_of([verdict.ms_per_image for verdict in verdicts])[0],
-        seeds=len(verdicts),
-        error=errors[0] if errors else None,
+        aupro_mean=_spread_of([run.pixels.aupro for run in runs if run.pixels])[0],
+        iou_mean=_spread_of([run.iou for run in runs])[0],
+        train_seconds=_spread_of([run.train_seconds for run in runs])[0],
+        ms_per_image=_spread_of([run.ms_per_image for run in runs])[0],
+        seeds=len(runs),
+        error=_first_error(results),
     )
 
 
 def left_out_row(
-    defect: str,
-    contestant: Contestant,
-    seen: Sequence[Verdict | str],
-    unseen: Sequence[Verdict | str],
-    images: LabelledImages,
+    defect: str, method: Method, seen: Sequence[Run | str], unseen: Sequence[Run | str], images: LabelledImages
 ) -> LeftOutRow:
-    """A kind of defect as judged by those that learnt it and by those that never saw it labelled."""
+    """A kind of defect, by runs that learnt it and by runs that never saw it labelled."""
 
-    def figures(found: Sequence[Verdict | str]) -> tuple[tuple[float | None, float | None], float | None]:
-        verdicts = [verdict for verdict in found if isinstance(verdict, Verdict)]
-        areas = _spread_of([image_auroc(verdict, images, defect) for verdict in verdicts])
-        recalls = _spread_of([_recall(verdict, images, defect) for verdict in verdicts])
+    def figures(results: Sequence[Run | str]) -> tuple[tuple[float | None, float | None], float | None]:
+        areas = _spread_of([image_auroc(run, images, defect) for run in _runs_of(results)])
+        recalls = _spread_of([_recall(run, images, defect) for run in _runs_of(results)])
         return areas, recalls[0]
 
     (seen_area, _), seen_recall = figures(seen)
     (unseen_area, deviation), unseen_recall = figures(unseen)
     return LeftOutRow(
-        defect, contestant.name, contestant.kind, seen_area, unseen_area, deviation, seen_recall, unseen_recall
+        defect,
+        method.name,
+        method.kind,
+        seen_area,
+        unseen_area,
+        deviation,
+        seen_recall,
+        unseen_recall,
+        _first_error([*seen, *unseen]),
     )
 
 
-def few_labels_row(
-    contestant: Contestant, count: int, found: Sequence[Verdict | str], images: LabelledImages
-) -> FewLabelsRow:
-    """A contestant that learnt from so many labelled defects, over all seeds."""
-    mean, deviation = _spread_of([image_auroc(verdict, images) for verdict in found if isinstance(verdict, Verdict)])
-    return FewLabelsRow(contestant.name, contestant.kind, count, mean, deviation)
+def few_labels_row(method: Method, count: int, results: Sequence[Run | str], images: LabelledImages) -> FewLabelsRow:
+    """A method that learnt from so many labelled defects, over all seeds."""
+    mean, deviation = _spread_of([image_auroc(run, images) for run in _runs_of(results)])
+    return FewLabelsRow(method.name, method.kind, count, mean, deviation, _first_error(results))
 
 
-def image_auroc(verdict: Verdict, images: LabelledImages, defect: str | None = None) -> float | None:
+def image_auroc(run: Run, images: LabelledImages, defect: str | None = None) -> float | None:
     """Of defective against good images, or of one kind of defect against them."""
-    kinds = _kinds(verdict, images)
+    kinds = _kinds(run, images)
     chosen = (kinds == images.good) | (kinds == defect) if defect else np.ones(len(kinds), bool)
     try:
-        return metrics.auroc(kinds[chosen] != images.good, verdict.scores[chosen])
+        return metrics.auroc(kinds[chosen] != images.good, run.scores[chosen])
     except metrics.UndefinedMetricError:
         return None
 
 
-def mistakes(verdict: Verdict, images: LabelledImages) -> list[Misclassified]:
-    """Images judged wrong, the surest first; what they are is the name of their kind."""
-    kinds = _kinds(verdict, images)
-    sure = np.where(verdict.alarms, verdict.confidence, 1 - verdict.confidence)
-    wrong = np.flatnonzero(verdict.alarms == (kinds == images.good))
+def misclassified(run: Run, images: LabelledImages) -> list[Misclassified]:
+    """Images predicted wrong, the surest first; what they are is the name of their kind."""
+    kinds = _kinds(run, images)
+    sure = np.where(run.alarms, run.confidence, 1 - run.confidence)
+    wrong = np.flatnonzero(run.alarms == (kinds == images.good))
     return [
         Misclassified(
-            verdict.ids[i],
-            "defective" if verdict.alarms[i] else str(images.good),
+            run.ids[i],
+            "defective" if run.alarms[i] else str(images.good),
             str(kinds[i]),
             float(sure[i]),
         )
@@ -106,20 +106,28 @@ def counts_of(images: LabelledImages, parts: Split) -> dict[str, int]:
     }
 
 
-def _kinds(verdict: Verdict, images: LabelledImages) -> np.ndarray:
+def _runs_of(results: Sequence[Run | str]) -> list[Run]:
+    return [result for result in results if isinstance(result, Run)]
+
+
+def _first_error(results: Sequence[Run | str]) -> str | None:
+    return next((result for result in results if isinstance(result, str)), None)
+
+
+def _kinds(run: Run, images: LabelledImages) -> np.ndarray:
     position = images.positions
-    return np.array([images.kinds[position[image_id]] for image_id in verdict.ids])
+    return np.array([images.kinds[position[image_id]] for image_id in run.ids])
 
 
-def _recall(verdict: Verdict, images: LabelledImages, defect: str) -> float | None:
-    chosen = _kinds(verdict, images) == defect
-    return float(verdict.alarms[chosen].mean()) if chosen.any() else None
+def _recall(run: Run, images: LabelledImages, defect: str) -> float | None:
+    chosen = _kinds(run, images) == defect
+    return float(run.alarms[chosen].mean()) if chosen.any() else None
 
 
-def _accuracies(verdict: Verdict, images: LabelledImages) -> tuple[float, float]:
-    """Share judged right, and the mean of the shares of good and of defective images."""
-    defective = _kinds(verdict, images) != images.good
-    right = verdict.alarms == defective
+def _accuracies(run: Run, images: LabelledImages) -> tuple[float, float]:
+    """Share predicted right, and the mean of the shares of good and of defective images."""
+    defective = _kinds(run, images) != images.good
+    right = run.alarms == defective
     return float(right.mean()), float(np.mean([right[part].mean() for part in (defective, ~defective) if part.any()]))
 
 

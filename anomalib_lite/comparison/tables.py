@@ -1,4 +1,4 @@
-"""The results of a comparison: rows, tables and figures of everybody's standing."""
+"""The results of a comparison: its rows, and the tables and figures made of them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ from anomalib_lite.supervised.outcome import Misclassified
 
 @dataclass(frozen=True)
 class ComparisonRow:
-    """One contestant over all seeds: means and standard deviations. None where undefined, or where it failed.
+    """One method over all seeds: means and standard deviations. None where undefined, or where it failed.
 
-    Accuracy counts a supervised model's probability above one half, and a detector's alarm, as judged defective.
+    Accuracy counts a supervised model's probability above one half, and a detector's alarm, as predicted defective.
+    `error` is the first that a seed failed with.
     """
 
     name: str
@@ -42,9 +43,9 @@ class ComparisonRow:
 
 @dataclass(frozen=True)
 class LeftOutRow:
-    """A kind of defect, told from good images by a contestant that learnt it, and by one that never saw it labelled.
+    """A kind of defect, told from good images by a method that learnt it, and by one that never saw it labelled.
 
-    Recall is at the contestant's own threshold. Detectors never see labels: both columns are the same.
+    Recall is at the method's own threshold. Detectors never see labels: both columns are the same.
     """
 
     defect: str
@@ -55,17 +56,19 @@ class LeftOutRow:
     unseen_auroc_std: float | None
     seen_recall: float | None
     unseen_recall: float | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
 class FewLabelsRow:
-    """A contestant that learnt from all good images and so many labelled defects."""
+    """A method that learnt from all good images and so many labelled defects."""
 
     name: str
     kind: Kind
     labels: int
     image_auroc_mean: float | None
     image_auroc_std: float | None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,9 @@ class Comparison:
     Attributes
     ----------
     rows, left_out, few_labels : lists of `ComparisonRow`, `LeftOutRow`, `FewLabelsRow`
-    misclassified : by contestant, of the first seed
-    curves : training curves by supervised contestant, of the first seed
-    maps : of contestants that outline defects, a few predicted maps by image id, of the first seed; see `Verdict`
+    misclassified : by method, of the first seed
+    curves : training curves by supervised method, of the first seed
+    maps : of methods that outline defects, a few predicted maps by image id, of the first seed; see `runs.Run`
     counts : images to learn from and to test on, good and defective, of the first seed
     unreadable, problems : what was left out, and why
     settings : what was asked for
@@ -109,7 +112,7 @@ class Comparison:
             "| name | kind | image AUROC | accuracy | balanced | pixel AUROC | AUPRO | train s | ms per image |",
             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
             *(
-                f"| {row.name} | {row.kind} | {_spread(row.image_auroc_mean, row.image_auroc_std)} | "
+                f"| {_cell(row.name)} | {row.kind} | {_spread(row.image_auroc_mean, row.image_auroc_std)} | "
                 f"{number(row.accuracy_mean)} | {number(row.balanced_accuracy_mean)} | "
                 f"{_spread(row.pixel_auroc_mean, row.pixel_auroc_std)} | {number(row.aupro_mean)} | "
                 f"{number(row.train_seconds, 1)} | {number(row.ms_per_image, 1)} |"
@@ -122,7 +125,7 @@ class Comparison:
                 "| defect | name | AUROC, labelled | AUROC, never labelled | recall, labelled | never labelled |",
                 "| --- | --- | --- | --- | --- | --- |",
                 *(
-                    f"| {row.defect} | {row.name} | {number(row.seen_auroc)} | "
+                    f"| {_cell(row.defect)} | {_cell(row.name)} | {number(row.seen_auroc)} | "
                     f"{_spread(row.unseen_auroc, row.unseen_auroc_std)} | {number(row.seen_recall)} | "
                     f"{number(row.unseen_recall)} |"
                     for row in self.left_out
@@ -131,22 +134,24 @@ class Comparison:
         if self.few_labels:
             counts = sorted({row.labels for row in self.few_labels})
             names = list(dict.fromkeys(row.name for row in self.few_labels))
-            found = {(row.name, row.labels): row for row in self.few_labels}
+            by_place = {(row.name, row.labels): row for row in self.few_labels}
             lines += [
                 "",
                 "| labelled defects | " + " | ".join(str(count) for count in counts) + " |",
                 "| --- |" + " --- |" * len(counts),
             ]
             for name in names:
-                cells = [found.get((name, count)) for count in counts]
+                cells = [by_place.get((name, count)) for count in counts]
                 texts = [_spread(cell.image_auroc_mean, cell.image_auroc_std) if cell else "" for cell in cells]
-                lines.append(f"| {name} | " + " | ".join(texts) + " |")
-        errors = [f"- {row.name} failed: {row.error}" for row in self.rows if row.error]
+                lines.append(f"| {_cell(name)} | " + " | ".join(texts) + " |")
+        every: list[ComparisonRow | LeftOutRow | FewLabelsRow] = [*self.rows, *self.left_out, *self.few_labels]
+        failed = dict.fromkeys((row.name, row.error) for row in every if row.error)
+        errors = [f"- {_cell(name)} failed: {_cell(error)}" for name, error in failed if error]
         return "\n".join([*lines, *([""] if errors else []), *errors])
 
     def save(self, folder: str | os.PathLike[str], images: LabelledImages | None = None) -> list[Path]:
-        """Write comparison.md, comparison.json and the figures; with the images also galleries of the mistakes
-        and of predicted masks.
+        """Write comparison.md, comparison.json and the figures; with the images also galleries of those
+        misclassified and of predicted masks.
 
         Raises
         ------
@@ -187,6 +192,11 @@ def file_name(name: str) -> str:
 
 def number(value: float | None, digits: int = 3) -> str:
     return "n/a" if value is None else f"{value:.{digits}f}"
+
+
+def _cell(name: str) -> str:
+    """A name that does not end its cell."""
+    return " ".join(name.replace("|", "\\|").split())
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -53,6 +53,13 @@ class Intake:
                 yield image
 
 
+@runtime_checkable
+class EmbeddedSource(Protocol):
+    """An image source that keeps embeddings and hands them out, so that nothing is embedded twice."""
+
+    def embedded(self, embedder: Embedder, i: int) -> EmbeddedImage | UnreadableImage: ...
+
+
 def embed_source(
     embedder: Embedder,
     source: ImageSource,
@@ -69,6 +76,9 @@ def embed_source(
     progress : str, optional
         Label of a progress bar on stderr; none without it.
     """
+    if isinstance(source, EmbeddedSource):
+        yield from (source.embedded(embedder, i) for i in indices.tolist())
+        return
     loaded = load(
         source,
         indices.tolist(),

@@ -1,4 +1,4 @@
-"""The labelled comparison: what the supervised classics reach on the same images, and what they need for it.
+"""Supervised models: what the classics learn from labelled images. `comparison` tests them beside detectors.
 
 - `labelled`: a folder of classes or in MVTec layout; ids, kinds, masks
 - `splitting`: training, validation and test, near-duplicates kept together
@@ -8,6 +8,4 @@
 - `training`: the one loop that trains them all
 - `classifier`, `segmenter`: fit, predict, save, load
 - `outcome`: accuracy, confusion, per-class figures, misclassified samples
-- `contestants`: who takes part in a comparison, supervised and unsupervised
-- `comparison`: all of them on one held-out half; `ledger`, `summaries`, `standings`: what is kept, counted and shown
 """

@@ -22,7 +22,7 @@ from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.machine.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.batches import as_images, pixel_batches
-from anomalib_lite.supervised.cached import CachedImages, opened
+from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledImages
 from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
@@ -36,7 +36,7 @@ from anomalib_lite.supervised.networks import (
     probabilities,
 )
 from anomalib_lite.supervised.outcome import Predictions
-from anomalib_lite.supervised.splitting import Split
+from anomalib_lite.supervised.splitting import Split, opened
 from anomalib_lite.supervised.targets import Target, targets_of
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 
@@ -253,9 +253,9 @@ class Classifier:
         """Decode and embed every image of the cache, unless that is done; seconds per image that it took."""
         seconds = 0.0
         if self.embedder is not None:
-            seconds += cache.embedded(self.embedder, grey=self.grey).seconds_per_image
+            seconds += cache.embeddings(self.embedder, grey=self.grey).seconds_per_image
         if self.model not in FROZEN:
-            seconds += cache.pixel_seconds(self.image_size, grey=self.grey)
+            seconds += cache.pixels(self.image_size, grey=self.grey).seconds_per_image
         return seconds
 
     def predict(self, images: Any, *, workers: int | None = None) -> Predictions:
@@ -363,7 +363,7 @@ class Classifier:
         if self.embedder is None:
             dropout = 0.0 if self.model == "cnn" else self.dropout
             return SmallCNN(outputs, image_size=self.image_size, dropout=dropout)
-        vectors = torch.from_numpy(cache.embedded(self.embedder, grey=self.grey).vectors[parts.train])
+        vectors = torch.from_numpy(cache.embeddings(self.embedder, grey=self.grey).values[parts.train])
         return self._on_backbone(vectors, outputs)
 
     def _on_backbone(self, vectors: Tensor, outputs: int) -> nn.Module:
@@ -388,9 +388,9 @@ class Classifier:
         """What the network is fed: a function of positions and, in training, of a generator."""
         if self.model in FROZEN:
             assert self.embedder is not None
-            vectors = torch.from_numpy(cache.embedded(self.embedder, grey=self.grey).vectors).to(self.device)
+            vectors = torch.from_numpy(cache.embeddings(self.embedder, grey=self.grey).values).to(self.device)
             return lambda chosen, generator: vectors[torch.from_numpy(chosen).to(self.device)]
-        pixels = cache.pixels(self.image_size, grey=self.grey)
+        pixels = cache.pixels(self.image_size, grey=self.grey).values
 
         def batch(chosen: np.ndarray, generator: torch.Generator | None) -> Tensor:
             images = as_images(pixels[chosen], self.device)

@@ -11,6 +11,8 @@ from anomalib_lite.images.sources import ImageSource
 class GreySource:
     """Another source's images as three equal channels of their luminance (ITU-R BT.601)."""
 
+    grey = True
+
     def __init__(self, source: ImageSource) -> None:
         self.source = source
         self.ids = source.ids
@@ -25,4 +27,4 @@ class GreySource:
 
 def seen_by(source: ImageSource, *, grey: bool) -> ImageSource:
     """The source, as a model that may be colour-blind sees it."""
-    return GreySource(source) if grey else source
+    return GreySource(source) if grey and not getattr(source, "grey", False) else source

@@ -149,18 +149,13 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
     mask_paths: list[Path | None] = []
     problems: list[str] = []
     for part in parts:
-        found = _classes_in(root / part, part)
-        names = [f"{part}/{id_}".lstrip("/") for id_ in found.ids]
-        ids += names
-        kinds += [id_.split("/")[0] for id_ in found.ids]
-        for_training += [part == "train"] * len(names)
-        problems += found.problems
-        if part == "test":
-            masks, unpaired = pair_masks(root / "ground_truth", found.ids)
-            mask_paths += masks
-            problems += unpaired
-        else:
-            mask_paths += [None] * len(names)
+        inside, left_out = _classes_in(root / part, part)
+        ids += [f"{part}/{id_}".lstrip("/") for id_ in inside]
+        kinds += [id_.split("/")[0] for id_ in inside]
+        for_training += [part == "train"] * len(inside)
+        masks, unpaired = pair_masks(root / "ground_truth", inside) if part == "test" else ([None] * len(inside), [])
+        mask_paths += masks
+        problems += left_out + unpaired
     classes = sorted(set(kinds))
     if len(classes) < 2:
         raise LabelledDataError(
@@ -175,16 +170,10 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
     return LabelledImages(root, ids, kinds, good, np.array(for_training, bool), mask_paths, problems)
 
 
-@dataclass(frozen=True)
-class _Found:
-    ids: list[str]  # kind/name
-    problems: list[str]
-
-
-def _classes_in(folder: Path, part: str) -> _Found:
-    """Images in the folders of classes, and whatever else lies there."""
+def _classes_in(folder: Path, part: str) -> tuple[list[str], list[str]]:
+    """Images in the folders of classes, as kind/name, and what else lies there, as problems."""
     if not folder.is_dir():
-        return _Found([], [])
+        return [], []
     prefix = f"{part}/" if part else ""
     images = list_images(folder)
     filled = {id_.split("/")[0] for id_ in images if "/" in id_}
@@ -201,4 +190,4 @@ def _classes_in(folder: Path, part: str) -> _Found:
         if path.is_file() and not path.name.startswith(".") and path.suffix.lower() not in SUFFIXES
     )
     problems += [f"{prefix}{name}: not an image by its name, left out" for name in strangers]
-    return _Found([id_ for id_ in images if "/" in id_], problems)
+    return [id_ for id_ in images if "/" in id_], problems

@@ -1,4 +1,4 @@
-"""What a classifier said, and how right it was: predictions and true classes in; every figure and every mistake out."""
+"""How well a classifier predicts: predictions and true classes in; every figure and every mistake out."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_lite.evaluation import metrics
 from anomalib_lite.images.loading import UnreadableImage
 
 
@@ -54,7 +53,7 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Misclassified:
-    """An image judged wrong: what it was called, what it is, and the probability of what it was called."""
+    """An image predicted wrong: as what, what it is, and the probability of what was predicted."""
 
     id: str
     predicted: str
@@ -79,7 +78,7 @@ class Outcome:
 
     Attributes
     ----------
-    accuracy : share judged right
+    accuracy : share predicted right
     balanced_accuracy : mean recall of the classes that occur
     precision, recall, f1 : means over classes where they are defined
     roc_auc : of two classes, the second against the first; of more, mean of each against the rest. None if undefined.
@@ -120,7 +119,7 @@ class Outcome:
             ),
             f"{len(self.misclassified)} misclassified" + (":" if self.misclassified else ""),
             *(
-                f"  {wrong.id}: called {wrong.predicted} ({wrong.probability:.2f}), is {wrong.actual}"
+                f"  {wrong.id}: predicted {wrong.predicted} ({wrong.probability:.2f}), is {wrong.actual}"
                 for wrong in self.misclassified
             ),
         ]
@@ -142,26 +141,31 @@ def measure_predictions(predictions: Predictions, actual: Sequence[str]) -> Outc
 
     Examples
     --------
-    >>> said = Predictions(["a", "b"], ["good", "bad"], np.array([[0.9, 0.1], [0.6, 0.4]]), [])
-    >>> outcome = measure_predictions(said, ["good", "bad"])
+    >>> predictions = Predictions(["a", "b"], ["good", "bad"], np.array([[0.9, 0.1], [0.6, 0.4]]), [])
+    >>> outcome = measure_predictions(predictions, ["good", "bad"])
     >>> outcome.accuracy, outcome.misclassified
     (0.5, [Misclassified(id='b', predicted='good', actual='bad', probability=0.6)])
     """
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
+
     if len(actual) != len(predictions) or not len(predictions):
         raise ValueError(
             f"{len(actual)} true classes for {len(predictions)} predictions: give one for each, one at least"
         )
     classes = [*predictions.classes, *sorted({*actual} - {*predictions.classes})]
-    place = {name: i for i, name in enumerate(classes)}
-    truth = np.array([place[name] for name in actual])
-    said = predictions.probabilities.argmax(axis=1)
-    confusion = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(confusion, (truth, said), 1)
-    per_class = [_figures(name, confusion, i) for i, name in enumerate(classes)]
-    wrong = np.flatnonzero(truth != said)
+    truth = np.array([classes.index(name) for name in actual])
+    predicted = predictions.probabilities.argmax(axis=1)
+    labels = range(len(classes))
+    # NaN where a class was never predicted, or never occurs.
+    figures = precision_recall_fscore_support(truth, predicted, labels=labels, zero_division=np.nan)
+    per_class = [
+        ClassFigures(name, int(count), _known(precision), _known(recall), _known(f1) if count else None)
+        for name, precision, recall, f1, count in zip(classes, *figures, strict=True)
+    ]
+    wrong = np.flatnonzero(truth != predicted)
     sure = predictions.probabilities.max(axis=1)
     return Outcome(
-        accuracy=float((truth == said).mean()),
+        accuracy=float((truth == predicted).mean()),
         balanced_accuracy=_mean([one.recall for one in per_class]) or 0.0,
         precision=_mean([one.precision for one in per_class]),
         recall=_mean([one.recall for one in per_class]),
@@ -169,34 +173,24 @@ def measure_predictions(predictions: Predictions, actual: Sequence[str]) -> Outc
         roc_auc=_roc_auc(truth, predictions.probabilities),
         per_class=per_class,
         classes=classes,
-        confusion=confusion,
+        confusion=confusion_matrix(truth, predicted, labels=labels),
         misclassified=[
-            Misclassified(predictions.ids[i], classes[said[i]], actual[i], float(sure[i]))
+            Misclassified(predictions.ids[i], classes[predicted[i]], actual[i], float(sure[i]))
             for i in wrong[np.argsort(-sure[wrong], kind="stable")].tolist()
         ],
     )
 
 
-def _figures(name: str, confusion: np.ndarray, i: int) -> ClassFigures:
-    hits, actual, called = int(confusion[i, i]), int(confusion[i].sum()), int(confusion[:, i].sum())
-    return ClassFigures(
-        name=name,
-        count=actual,
-        precision=hits / called if called else None,
-        recall=hits / actual if actual else None,
-        f1=2 * hits / (actual + called) if actual else None,
-    )
-
-
 def _roc_auc(truth: np.ndarray, probabilities: np.ndarray) -> float | None:
+    from sklearn.metrics import roc_auc_score
+
     columns = [1] if probabilities.shape[1] == 2 else range(probabilities.shape[1])
-    areas = []
-    for column in columns:
-        try:
-            areas.append(metrics.auroc(truth == column, probabilities[:, column]))
-        except metrics.UndefinedMetricError:
-            continue
-    return _mean(areas)
+    occur = [column for column in columns if 0 < (truth == column).sum() < len(truth)]
+    return _mean([float(roc_auc_score(truth == column, probabilities[:, column])) for column in occur])
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

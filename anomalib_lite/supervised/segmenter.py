@@ -22,11 +22,11 @@ from anomalib_lite.machine.hardware import autocast, pick_device, pick_dtype
 from anomalib_lite.scoring.aggregation import image_score
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.batches import as_images
-from anomalib_lite.supervised.cached import CachedImages, opened
+from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
 from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
-from anomalib_lite.supervised.splitting import Split
+from anomalib_lite.supervised.splitting import Split, opened
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 from anomalib_lite.supervised.unet import UNet, segmentation_loss, smoothed
 
@@ -176,7 +176,7 @@ class Segmenter:
             raise LabelledDataError(
                 f"{images.root}: no training image has a mask; put them into ground_truth/<kind>/<name>_mask.png"
             )
-        pixels, masks = cache.pixels(self.image_size, grey=self.grey), cache.masks(self.image_size)
+        pixels, masks = cache.pixels(self.image_size, grey=self.grey).values, cache.masks(self.image_size)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.options.random_state)
             network = self._network().to(self.device).to(memory_format=torch.channels_last)
@@ -212,7 +212,7 @@ class Segmenter:
 
     def prepare(self, cache: CachedImages) -> float:
         """Decode every image of the cache, unless that is done; seconds per image that it took."""
-        return cache.pixel_seconds(self.image_size, grey=self.grey)
+        return cache.pixels(self.image_size, grey=self.grey).seconds_per_image
 
     def predict(self, images: Any, *, workers: int | None = None) -> Segmentation:
         """Probability maps of new images: whatever `open_source` takes.
@@ -334,7 +334,7 @@ def check_masks(images: LabelledImages) -> None:
 def measure_segmentation(segmentation: Segmentation, images: LabelledImages) -> SegmentationOutcome:
     """Compare predicted masks with those of the images (matched by id) that have one, good ones included."""
     position = images.positions
-    both = either = said = true = 0
+    both = either = positive = true = 0
     for i, image_id in enumerate(segmentation.ids):
         at = position[image_id]
         if not images.has_mask[at]:
@@ -342,10 +342,10 @@ def measure_segmentation(segmentation: Segmentation, images: LabelledImages) -> 
         truth, predicted = images.read_mask(at, segmentation.image_sizes[i]), segmentation.mask(i)
         both += int((truth & predicted).sum())
         either += int((truth | predicted).sum())
-        said, true = said + int(predicted.sum()), true + int(truth.sum())
+        positive, true = positive + int(predicted.sum()), true + int(truth.sum())
     return SegmentationOutcome(
         iou=both / either if either else None,
-        dice=2 * both / (said + true) if said + true else None,
+        dice=2 * both / (positive + true) if positive + true else None,
         pixels=pixel_metrics_of(segmentation.ids, segmentation.probability_map, segmentation.image_sizes, images),
     )
 

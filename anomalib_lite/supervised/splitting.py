@@ -6,16 +6,19 @@ instead of judging it, so near-duplicates are found first and go to the same sid
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from anomalib_lite.embedding.embedder import Embedder
-from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.fitted.duplicates import near_duplicates
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages
+from anomalib_lite.supervised.cached import CachedImages
+from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
 
 
 @dataclass(frozen=True)
@@ -65,28 +68,34 @@ class Split:
         return Split(self.train[keep[self.train]], self.validation[keep[self.validation]], self.test)
 
 
-def survey(images: LabelledImages, embedder: Embedder | None = None) -> Survey:
-    """Decode every image once: which can be read, and which nearly coincide.
+def survey(images: LabelledImages, cache: CachedImages | None = None) -> Survey:
+    """Embed every image once, by the built-in network: which can be read, and which nearly coincide.
 
     Parameters
     ----------
-    embedder : optional
-        Whose global vectors tell near-duplicates; the built-in network by default.
+    cache : CachedImages, optional
+        Where the embeddings are kept for what is trained on them later.
     """
-    embedder = (embedder or Embedder(level="global")).at_level("global")
-    vectors: dict[int, np.ndarray] = {}
-    unreadable = []
-    for image in embed_source(embedder, images.source, np.arange(len(images))):
-        if isinstance(image, UnreadableImage):
-            unreadable.append(image)
-        else:
-            vectors[image.index] = image.embedding
-    readable = np.array(sorted(vectors), dtype=np.int64)
-    pairs: list[tuple[int, int]] = []
-    if len(readable):
-        found = near_duplicates(np.stack([vectors[i] for i in readable.tolist()]), [str(i) for i in readable.tolist()])
-        pairs = [(int(pair.first), int(pair.second)) for pair in found]
-    return Survey(readable, pairs, unreadable)
+    cache = cache or CachedImages(images)
+    vectors = cache.embeddings(Embedder(level="global"), on_unreadable="skip").values[cache.readable]
+    names = [str(i) for i in cache.readable.tolist()]
+    found = near_duplicates(vectors, names) if names else []
+    return Survey(cache.readable, [(int(pair.first), int(pair.second)) for pair in found], cache.unreadable)
+
+
+def opened(
+    images: str | os.PathLike[str] | LabelledImages,
+    parts: Split | None,
+    cache: CachedImages | None,
+    *,
+    random_state: int,
+) -> tuple[LabelledImages, Split, CachedImages]:
+    """What a `fit` works on: images from a folder, a split by seed and a cache of its own, where none is given."""
+    images = images if isinstance(images, LabelledImages) else open_labelled(images)
+    if parts is None:
+        cache = cache or CachedImages(images)
+        parts = split(images, survey(images, cache), random_state=random_state)
+    return images, parts, cache or CachedImages(images, np.concatenate([parts.learning, parts.test]))
 
 
 def split(
@@ -192,22 +201,13 @@ def _cannot_divide(images: LabelledImages, kind: str, fixed: Sequence[list[int]]
 
 
 def _groups(surveyed: Survey) -> list[list[int]]:
-    """Readable images in groups of near-duplicates, most groups of one; each ascending."""
-    leader = {i: i for i in surveyed.readable.tolist()}
-
-    def find(i: int) -> int:
-        while leader[i] != i:
-            leader[i] = leader[leader[i]]
-            i = leader[i]
-        return i
-
-    for i, j in surveyed.duplicates:
-        a, b = sorted((find(i), find(j)))
-        leader[b] = a
-    groups: dict[int, list[int]] = {}
-    for i in leader:
-        groups.setdefault(find(i), []).append(i)
-    return list(groups.values())
+    """Readable images in groups of near-duplicates, most groups of one; each ascending, ordered by their first."""
+    readable = surveyed.readable
+    first, second = np.searchsorted(readable, np.array(surveyed.duplicates, np.int64).reshape(-1, 2)).T
+    graph = coo_array((np.ones(len(first)), (first, second)), shape=(len(readable), len(readable)))
+    group_of = connected_components(graph, directed=False)[1]
+    ends = np.cumsum(np.bincount(group_of))[:-1]
+    return [group.tolist() for group in np.split(readable[np.argsort(group_of, kind="stable")], ends)]
 
 
 def _shuffled(groups: list[list[int]], rng: np.random.Generator) -> list[list[int]]:

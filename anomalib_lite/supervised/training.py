@@ -29,7 +29,7 @@ ScheduleName = Literal["plateau", "one-cycle", "constant"]
 Validation = Literal["learn", "watch"]
 
 Step = Callable[[np.ndarray, torch.Generator | None], tuple[Tensor, Tensor]]
-"""Positions (b,) and the generator of training (None when validating) to the mean loss and the share judged right."""
+"""Positions (b,) and the generator of training (None when validating) to the mean loss and the share of hits."""
 
 
 class TrainingError(ValueError):

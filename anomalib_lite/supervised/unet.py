@@ -119,9 +119,10 @@ def segmentation_loss(logits: Tensor, masks: Tensor) -> Tensor:
     images.
     """
     logits = logits.float()
-    said = torch.sigmoid(logits)
-    overlap = (said * masks).sum()
-    dice = (2 * overlap + 1) / (said.sum() + masks.sum() + 1)  # one pixel more on both sides: defined without defects
+    predicted = torch.sigmoid(logits)
+    overlap = (predicted * masks).sum()
+    # One pixel more on both sides: defined without defects.
+    dice = (2 * overlap + 1) / (predicted.sum() + masks.sum() + 1)
     return F.binary_cross_entropy_with_logits(logits, masks) + 1 - dice
 
 
