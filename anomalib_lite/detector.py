@@ -330,6 +330,7 @@ class Detector:
             map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
             nearest=nearest if fitted.explains else None,
             unreadable=intake.unreadable,
+            vectors=np.array(whole, dtype=np.float32),
         )
 
     # ---------------------------------------------------------------- storing

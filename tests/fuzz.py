@@ -215,7 +215,7 @@ def load_model(number, folder):
         header = json.dumps(manifest)
         # As a stranger would: the checksum is made to fit again.
         checksum = model_file._checksum(header, arrays) if rng.random() < 0.95 else "0"
-        path.write_bytes(save(arrays, {"manifest": header, "checksum": checksum}))
+        path.write_bytes(save(arrays, {"manifest": header, "sha256": checksum}))
     kinds = {"detector": Detector, "classifier": Classifier, "segmenter": Segmenter}
     kind = kinds[chosen.name.split(".")[0].split("-")[0]]
     pixels = np.full((64, 64, 3), 90, dtype=np.uint8)

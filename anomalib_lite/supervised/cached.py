@@ -130,13 +130,8 @@ class CachedImages:
         """One image as `embed_source` would yield it."""
         kept = self.embeddings(embedder, grey=grey)
         height, width = self._sizes[position].tolist()
-        return EmbeddedImage(
-            position,
-            self.images.ids[position],
-            np.asarray(kept.values[position]),
-            kept.whole[position],
-            (height, width),
-        )
+        embedding, image_id = np.asarray(kept.values[position]), self.images.ids[position]
+        return EmbeddedImage(position, image_id, embedding, kept.whole[position], (height, width))
 
     def _room_for(self, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
         size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
