@@ -11,6 +11,7 @@ from PIL import Image
 
 from anomalib_lite.images.reading import (
     ALPHA_GROUND,
+    Reading,
     UnreadableImageError,
     image_size,
     read_image,
@@ -189,7 +190,7 @@ def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Image, "open", refuse)  # root may read anything, so a mode would prove nothing
+    monkeypatch.setattr("builtins.open", refuse)  # root may read anything, so a mode would prove nothing
     with pytest.raises(UnreadableImageError, match=r"locked\.png: permission denied"):
         read_image(path)
 
@@ -206,7 +207,7 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
     decoded = []
     monkeypatch.setattr(Image.Image, "load", lambda self: decoded.append(self))
     with pytest.raises(UnreadableImageError, match=r"4000 x 3000 = 12 million pixels.*max_pixels"):
-        read_image(png_header(4000, 3000), max_pixels=10_000_000)
+        read_image(png_header(4000, 3000), reading=Reading(max_pixels=10_000_000))
     with pytest.raises(UnreadableImageError, match="too large"):
         read_image(png_header(60_000, 60_000))
     assert decoded == []
@@ -214,7 +215,7 @@ def test_the_size_is_checked_before_anything_is_decoded(monkeypatch):
 
 def test_the_pixel_limit_of_pil_is_left_alone():
     before = Image.MAX_IMAGE_PIXELS
-    read_image(Image.new("L", (4, 4)), max_pixels=20)
+    read_image(Image.new("L", (4, 4)), reading=Reading(max_pixels=20))
     assert before == Image.MAX_IMAGE_PIXELS
 
 
@@ -243,7 +244,7 @@ def test_no_damage_escapes_as_another_error(suffix):
         for at in rng.integers(0, min(len(whole), 400), 4):
             damaged[at] = rng.integers(256)
         try:
-            pixels = read_image(bytes(damaged), max_pixels=1_000_000)
+            pixels = read_image(bytes(damaged), reading=Reading(max_pixels=1_000_000))
         except UnreadableImageError:
             continue
         assert pixels.dtype == np.uint8
