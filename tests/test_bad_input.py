@@ -138,6 +138,23 @@ class TestUnreadableImages:
         with pytest.raises(NoGoodImagesError, match="image_0000: holds NaN or infinity"):
             Detector(**SMALL).fit(np.full((3, 8, 8, 3), np.nan))
 
+    def test_formats_that_are_not_read_and_systems_folders(self, train, detector, tmp_path):
+        folder = write_good(tmp_path / "parts", train[:3])
+        (folder / "from_the_phone.heic").write_bytes(b"ftypheic")
+        (folder / "@eaDir").mkdir()
+        (folder / "good_2.png").rename(folder / "@eaDir" / "good_2.png")
+        result = detector.score(folder)
+        assert result.ids == ["good_0.png", "good_1.png"]
+        assert [entry.id for entry in result.unreadable] == ["from_the_phone.heic"]
+        assert "convert it to PNG" in result.unreadable[0].reason
+
+    def test_an_open_file_is_one_image(self, train, detector, tmp_path):
+        folder = write_good(tmp_path / "parts", train[:1])
+        with open(folder / "good_0.png", "rb") as file:
+            result = detector.score(file)
+        assert result.scores == pytest.approx(detector.score(train[:1]).scores, rel=1e-4)
+        assert result.unreadable == []
+
     def test_missing_files(self, detector, tmp_path):
         result = detector.score([tmp_path / "absent.png"])
         assert "no such file" in result.unreadable[0].reason
@@ -202,6 +219,10 @@ class TestOddImages:
             width, height = (57, 91) if entry.train_id == "good_3.png" else (128, 128)
             assert entry.train_box[2] <= width
             assert entry.train_box[3] <= height
+
+    def test_alpha_of_zero_does_not_make_all_images_alike(self, detector, train):
+        rgba = [np.dstack([pixels, np.zeros(pixels.shape[:2], np.uint8)]) for pixels in train[:3]]
+        assert np.array_equal(detector.score(rgba).scores, detector.score(train[:3]).scores)
 
     def test_a_single_pixel(self, detector):
         assert np.isfinite(detector.score(np.zeros((1, 1, 3), np.uint8)).scores).all()

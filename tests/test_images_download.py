@@ -1,8 +1,14 @@
 """The download: resumed, compared, unpacked only if safe. Everything is served from 127.0.0.1."""
 
+import bz2
+import contextlib
+import gzip
 import hashlib
 import io
+import itertools
+import lzma
 import re
+import socket
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -262,3 +268,128 @@ def test_the_table_holds_the_fifteen_categories():
         assert archive.url.startswith("https://www.mydrive.ch/shares/")
         assert archive.url.endswith(f"/{name}.tar.xz")
         assert re.fullmatch("[0-9a-f]{64}", archive.sha256)
+
+
+class Answers:
+    """Serves one answer, byte by byte as told: a server that lies."""
+
+    def __init__(self, answer):
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}/nut.tar.xz"
+        self.answer = answer
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self.socket.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(65536)
+                    for part in self.answer:
+                        connection.sendall(part)
+
+
+@pytest.fixture
+def answers(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    servers = []
+
+    def start(*answer):
+        servers.append(Answers(answer[0] if len(answer) == 1 and not isinstance(answer[0], bytes) else answer))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.socket.close()
+
+
+class TestServersThatLie:
+    @pytest.mark.parametrize(
+        "place", ["ftp://127.0.0.1/nut", "file:///etc/passwd", "http://[", "data:,x", "gopher://x"]
+    )
+    def test_a_redirection_off_the_web_is_refused(self, answers, tmp_path, place):
+        server = answers(b"HTTP/1.1 302 Found\r\nLocation: " + place.encode() + b"\r\nContent-Length: 0\r\n\r\n")
+        with pytest.raises(DownloadError, match=r"give another url|give the new one as url|call again to resume"):
+            fetch(server, tmp_path)
+        assert left_in(tmp_path) == []
+
+    def test_a_redirection_on_the_web_is_followed(self, server, answers, tmp_path):
+        first = answers(f"HTTP/1.1 302 Found\r\nLocation: {server.url}\r\nContent-Length: 0\r\n\r\n".encode())
+        assert fetch(first, tmp_path).is_dir()
+
+    @pytest.mark.parametrize("length", ["many", "-5", "1e9", "²", "9" * 40])
+    def test_a_length_that_is_none_is_refused(self, answers, tmp_path, length):
+        server = answers(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\nabc".encode("latin-1"))
+        with pytest.raises(DownloadError, match=r"the server says Content-Length: .*try another url"):
+            fetch(server, tmp_path)
+
+    @pytest.mark.parametrize("header", [b"", b"Content-Length: 99999999\r\n"])
+    def test_a_body_without_end_is_ended(self, answers, tmp_path, monkeypatch, header):
+        monkeypatch.setattr(download_module, "MAX_DOWNLOADED_BYTES", 100_000)
+        body = itertools.chain([b"HTTP/1.1 200 OK\r\n" + header + b"\r\n"], itertools.repeat(bytes(50_000)))
+        with pytest.raises(DownloadError, match=r"more than 0\.0001 GB; check the url"):
+            fetch(answers(body), tmp_path)
+        assert left_in(tmp_path) == []
+
+    def test_a_body_that_drips_is_ended(self, answers, tmp_path, monkeypatch):
+        monkeypatch.setattr(download_module, "_TIMEOUT", 0.2)
+
+        def drip():
+            yield b"HTTP/1.1 200 OK\r\n\r\n"
+            while True:
+                threading.Event().wait(0.05)
+                yield b"x"
+
+        with pytest.raises(DownloadError, match=r"bytes in 0 s; call again to resume later"):
+            fetch(answers(drip()), tmp_path)
+
+    def test_a_range_that_is_never_there(self, answers, tmp_path):
+        server = answers(b"HTTP/1.1 416 No\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        (tmp_path / "nut.tar.xz.part").write_bytes(b"begun")
+        with pytest.raises(DownloadError, match="the server answered 416"):
+            fetch(server, tmp_path)
+
+
+class TestBombsInHeaders:
+    def unpack(self, server, tmp_path, body, reason):
+        server.body = body
+        with pytest.raises(DownloadError, match=reason):
+            fetch(server, tmp_path)
+        assert left_in(tmp_path) == ["nut.tar.xz.part"]
+
+    def test_folders_in_folders(self, server, tmp_path):
+        body = packed(nut_files(), member("nut/" + "a/" * 100 + "x"))
+        self.unpack(server, tmp_path, body, "is too deep or long; not unpacked")
+
+    def test_a_name_without_end(self, server, tmp_path):
+        self.unpack(server, tmp_path, packed(nut_files(), member("nut/" + "a" * 1000)), "is too deep or long")
+        (tmp_path / "nut.tar.xz.part").unlink()
+        self.unpack(server, tmp_path, packed(nut_files(), member("nut/" + "a" * 300_000)), "a header of more than")
+
+    @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+    @pytest.mark.parametrize("first", [True, False])
+    def test_a_header_that_claims_gigabytes(self, server, tmp_path, kind, first):
+        claim = member("x", kind, size=5 * 10**9).tobuf(tarfile.GNU_FORMAT)
+        whole = lzma.decompress(packed(nut_files()))
+        at = 0 if first else whole.index(b"nut/test/good")
+        body = lzma.compress(whole[:at] + claim + whole[at:] + bytes(10**6))
+        self.unpack(server, tmp_path, body, "a header of more than")
+
+    def test_headers_in_headers(self, server, tmp_path):
+        claim = member("x", tarfile.GNUTYPE_LONGNAME, size=10).tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")
+        self.unpack(server, tmp_path, lzma.compress(claim * 3000), "a header of more than|cannot be unpacked")
+
+    @pytest.mark.parametrize("compress", [gzip.compress, bz2.compress, bytes])
+    def test_other_compressions_are_read_and_bounded_alike(self, server, tmp_path, compress):
+        whole = lzma.decompress(packed(nut_files()))
+        claim = member("x", tarfile.XHDTYPE, size=5 * 10**9).tobuf(tarfile.GNU_FORMAT)
+        self.unpack(server, tmp_path, compress(claim + whole), "a header of more than")
+        (tmp_path / "nut.tar.xz.part").unlink()
+        server.body = compress(whole)
+        assert fetch(server, tmp_path).is_dir()
+
+
+def test_an_archive_on_the_disk_is_unpacked(tmp_path):
+    (tmp_path / "nut.tar.xz").write_bytes(packed(nut_files()))
+    url = (tmp_path / "nut.tar.xz").as_uri()
+    assert download("nut", tmp_path / "in", url=url, accept_license=True, progress=False).is_dir()

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.images.mvtec import open_mvtec, refuse_labelled_root
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.sources import open_source
 
 
 @pytest.fixture
@@ -118,6 +120,90 @@ def test_another_layout_is_shown_the_expected_one(root):
         image.unlink()
     with pytest.raises(FileNotFoundError, match="no images; looked"):
         open_mvtec(root)
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"), [(0, "nothing is marked"), (20, "100% of it is marked; inverted"), (19.5, "98% of it is marked")]
+)
+def test_a_mask_that_marks_nothing_or_nearly_everything_is_named(root, rows, fault):
+    pixels = np.zeros((20, 30), np.uint8)
+    pixels[: int(rows)], pixels[int(rows) : int(rows + 0.5), :15] = 255, 255
+    Image.fromarray(pixels).save(root / "ground_truth/scratch/000_mask.png")
+    with pytest.raises(ValueError, match=rf"000_mask\.png: the mask of the defective scratch/000\.png, but {fault}"):
+        open_mvtec(root).read_mask(1)
+
+
+def test_a_small_defect_lost_in_a_small_size_is_no_fault_of_the_mask(root):
+    write(root / "ground_truth/scratch/000_mask.png", rows=1)
+    assert not open_mvtec(root).read_mask(1, (2, 3)).any()
+
+
+def test_a_mask_or_a_test_image_in_a_format_that_is_not_read_is_listed(root):
+    (root / "ground_truth/scratch/000_mask.png").rename(root / "ground_truth/scratch/000_mask.gif")
+    (root / "test/scratch/002.heic").touch()
+    dataset = open_mvtec(root)
+    assert dataset.test.ids[-1] == "scratch/002.heic"
+    assert dataset.mask_paths[1].name == "000_mask.gif"
+    with pytest.raises(UnreadableImageError, match=r"scratch/002\.heic: \.heic is not read; convert it to PNG"):
+        dataset.test.read(3)
+
+
+def refuse(images):
+    refuse_labelled_root(images, open_source(images))
+
+
+class TestRootsThatHoldMoreThanGoodImages:
+    def test_a_data_set_is_refused_and_its_good_images_are_named(self, root):
+        with pytest.raises(
+            ValueError, match=r"ground_truth/scratch/000_mask\.png for one.* give .*nut/train/good, or say"
+        ):
+            refuse(root)
+        with pytest.raises(ValueError, match=r"give .*nut/train/good, or say"):
+            refuse(root.parent)
+        with pytest.raises(ValueError, match="holds more than good images"):
+            refuse(sorted(root.rglob("*.png")))
+        refuse(root / "train/good")
+        refuse(root / "train")
+        refuse(open_mvtec(root).train)
+
+    @pytest.mark.parametrize(
+        ("names", "stray"),
+        [
+            (["train/good/0", "test/dent/0"], r"test/dent/0\.png for one \(in test, beside train\)"),
+            (["a", "a_mask"], r"a_mask\.png for one \(a mask\)"),
+            (["x/a", "y/a-label"], r"y/a-label\.png for one"),
+            (["images/a", "masks/a"], r"masks/a\.png for one"),
+            (["good/a", "dent/a"], r"dent/a\.png for one \(in dent, beside a folder of good ones\); give .*/good, or"),
+            (["parts/a", "parts/NOK/a"], r"parts/NOK/a\.png for one \(in a folder called NOK\)"),
+            (["good/a", "not_good/a"], r"not_good/a\.png for one"),
+        ],
+    )
+    def test_masks_and_defective_parts_are_seen_by_their_names(self, tmp_path, names, stray):
+        for name in names:
+            write(tmp_path / f"{name}.png")
+        with pytest.raises(ValueError, match=stray):
+            refuse(tmp_path)
+
+    @pytest.mark.parametrize(
+        "names",
+        [
+            ["camera1/a", "camera2/a", "monday/a"],
+            ["a_mask", "b_mask"],  # parts that are called so
+            ["good/a", "good_2/a", "good monday/b"],
+            ["masks/a", "masks/b"],  # a line that makes masks
+            ["train/a", "train/b"],
+            ["test/a", "test/b"],
+        ],
+    )
+    def test_ordinary_folders_are_not_refused(self, tmp_path, names):
+        for name in names:
+            write(tmp_path / f"{name}.png")
+        refuse(tmp_path)
+
+    def test_what_has_no_names_is_not_refused(self, root):
+        refuse(np.zeros((2, 8, 8, 3), np.uint8))
+        refuse([root / "test/scratch/000.png"])
+        refuse([np.zeros((8, 8), np.uint8), root / "test/scratch/000.png"])
 
 
 @pytest.mark.real

@@ -1,5 +1,6 @@
 """Everything that holds images opens as one source, and a broken file waits for its turn."""
 
+import io
 import os
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.images.reading import Reading, UnreadableImageError
+from anomalib_lite.images.rotation import RotatedSource
+from anomalib_lite.images.sources import OVERLAYS_MARK, ImageSource, guess_value_range, list_images, open_source
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
@@ -63,6 +66,60 @@ def test_folders_without_images_say_what_was_looked_for(tmp_path):
     (tmp_path / "scan.gif").touch()
     with pytest.raises(FileNotFoundError, match=r"found only 1 x \.gif; convert them"):
         open_source(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "jpe", "JPG", "pnm", "pbm"])
+def test_other_names_of_formats_that_are_read(tmp_path, suffix):
+    Image.fromarray(PIXELS[0]).convert("1" if suffix == "pbm" else "RGB").save(
+        tmp_path / f"a.{suffix}", "PPM" if suffix in ("pnm", "pbm") else "JPEG"
+    )
+    source = open_source(tmp_path)
+    assert source.ids == [f"a.{suffix}"]
+    assert source.read(0).shape == (6, 7, 3)
+
+
+def test_pictures_that_are_not_read_are_listed_as_unreadable_and_other_files_are_not(folder):
+    for name in ("scan.gif", "deep/phone.HEIC", "film.mp4", "a.jp2", "table.csv", "Thumbs.db", "labels.json"):
+        (folder / name).write_bytes(b"GIF89a")
+    source = open_source(folder)
+    assert source.ids == ["a.JPG", "a.jp2", "b.png", "deep/er/c.Tiff", "deep/phone.HEIC", "film.mp4", "scan.gif"]
+    with pytest.raises(UnreadableImageError, match=r"^deep/phone\.HEIC: \.HEIC is not read; convert it to PNG"):
+        source.read(4)
+    assert list_images(folder) == ["a.JPG", "b.png", "deep/er/c.Tiff"]
+
+
+def test_a_folder_that_may_not_be_entered_is_an_entry(folder, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):  # root may enter anything, so a mode would prove nothing
+        if str(path).endswith("er"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = open_source(folder)
+    assert source.ids == ["a.JPG", "b.png", "deep/er/"]
+    with pytest.raises(UnreadableImageError, match=r"^deep/er/: the folder cannot be entered.*make it readable"):
+        source.read(2)
+    with pytest.raises(FileNotFoundError, match="found only 1 x folder that cannot be entered"):
+        open_source(folder / "deep")
+    with pytest.raises(PermissionError):
+        open_source(folder / "deep" / "er")
+
+
+@pytest.mark.parametrize(
+    "name", ["@eaDir", "$RECYCLE.BIN", "__MACOSX", "System Volume Information", "lost+found", "#recycle"]
+)
+def test_folders_of_the_system_are_left_out(folder, name):
+    (folder / "deep" / name).mkdir()
+    (folder / "b.png").rename(folder / "deep" / name / "b.png")
+    assert open_source(folder).ids == ["a.JPG", "deep/er/c.Tiff"]
+
+
+def test_overlays_are_not_scored_unless_their_folder_is_given(folder):
+    (folder / "deep" / OVERLAYS_MARK).touch()
+    assert open_source(folder).ids == ["a.JPG", "b.png"]
+    assert open_source(folder / "deep").ids == ["er/c.Tiff"]
 
 
 def test_a_path_that_does_not_exist_is_an_error_alone_but_not_in_a_list(folder):
@@ -131,6 +188,91 @@ def test_mixed_lists(folder):
 def test_a_generator_and_a_single_pil_image_are_accepted():
     assert len(open_source(pixels for pixels in PIXELS)) == 5
     np.testing.assert_array_equal(open_source(Image.fromarray(PIXELS[0])).read(0), PIXELS[0])
+
+
+@pytest.mark.parametrize("kind", [io.BytesIO, bytes, bytearray, memoryview])
+def test_encoded_bytes_and_open_files_are_one_image_each(folder, kind):
+    encoded = (folder / "b.png").read_bytes()
+    for images, ids in ((kind(encoded), ["image_0000"]), ([PIXELS[0], kind(encoded)], ["image_0000", "image_0001"])):
+        source = open_source(images)
+        assert source.ids == ids
+        for _ in range(2):  # an open file can be read but once
+            np.testing.assert_array_equal(source.read(len(ids) - 1), PIXELS[0])
+
+
+def test_a_file_opened_as_text_is_no_image(folder):
+    with open(folder / "notes.txt", encoding="latin-1") as file, pytest.raises(TypeError, match="mode 'rb'"):
+        open_source(file)
+
+
+def test_paths_in_arrays_and_generators(folder):
+    paths = [str(folder / "a.JPG"), str(folder / "b.png")]
+    for images in (np.array(paths), np.array(paths, object), (path for path in paths), map(np.str_, paths)):
+        assert open_source(images).ids == paths
+    assert open_source(np.str_(folder)).ids == open_source(folder).ids
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_an_array_that_may_be_one_image_or_several_is_refused(n):
+    array = np.zeros((n, 32, 40), np.uint8)
+    with pytest.raises(ValueError, match=rf"\({n}, 32, 40\): {n} grey images, or one whose channels come first"):
+        open_source(array)
+    assert len(open_source(array[..., None])) == n
+    assert open_source(array.transpose(1, 2, 0)).read(0).shape == (32, 40, 3)
+    assert open_source(array[:1]).read(0).shape == (32, 40, 3)  # one either way
+
+
+def test_what_is_not_shown_of_an_image_is_noted_by_its_id(tmp_path):
+    bright = np.full((4, 4), 5000, np.uint16)
+    Image.fromarray(bright).save(tmp_path / "bright.png")
+    Image.fromarray(bright // 2).save(tmp_path / "dark.png")
+    twelve_bits = Reading(value_range=(0, 4095))
+    for images in (tmp_path, [bright, bright // 2], open_source(tmp_path)):
+        source = open_source(images, twelve_bits)
+        assert [source.read(i)[0, 0, 0] for i in range(2)] == [255, 156]
+        assert source.notes == {source.ids[0]: "values from 5000 to 5000 leave the range 0 to 4095, and are clipped"}
+        assert RotatedSource(source, 2).notes is source.notes
+    plain = open_source(tmp_path)
+    assert plain.read(0)[0, 0, 0] == 19
+    assert plain.notes == {}
+    assert open_source(plain) is plain
+
+
+def write_all(folder, images, suffix="png"):
+    folder.mkdir()
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i}.{suffix}")
+    return folder
+
+
+class TestGuessedRange:
+    @pytest.mark.parametrize(
+        ("largest", "expected"),
+        [(0, None), (255, (0, 255)), (1023, (0, 1023)), (1024, (0, 4095)), (4095, (0, 4095)), (16383, (0, 16383)),
+         (16384, None), (65535, None), (4095 * 16, None)],
+    )  # fmt: skip
+    def test_is_of_the_bits_that_the_whole_set_uses(self, tmp_path, largest, expected):
+        images = [np.full((5, 5), value, np.uint16) for value in [largest // 9] * 70 + [largest]]
+        assert guess_value_range(open_source(images)) == expected
+        assert guess_value_range(open_source(write_all(tmp_path / "png", images[-3:]))) == expected
+        assert guess_value_range(open_source(write_all(tmp_path / "tiff", images[-3:], "tif"))) == expected
+        assert guess_value_range(open_source([Image.fromarray(image) for image in images])) == expected
+
+    def test_needs_none_where_eight_bits_are_stored_or_the_range_is_declared(self, tmp_path, monkeypatch):
+        folder = write_all(tmp_path / "eight", PIXELS)
+        (folder / "declared.pgm").write_bytes(b"P5 1 1 1023\n\3\xff")
+        (folder / "broken.png").write_bytes(b"broken")
+        monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("8 bits are seen in the header"))
+        assert guess_value_range(open_source(folder)) is None
+        assert guess_value_range(open_source(PIXELS)) is None
+
+    def test_ignores_alpha_and_takes_colour(self):
+        rgba = np.full((4, 4, 4), 900, np.uint16)
+        rgba[..., 3] = 65535
+        assert guess_value_range(open_source([rgba])) == (0, 1023)
+
+    def test_of_a_source_of_ones_own_nothing_is_known(self, synthetic_set):
+        assert guess_value_range(RotatedSource(open_mvtec(synthetic_set).train, 2)) is None
 
 
 def test_one_bad_array_in_a_list_is_unreadable_by_its_id():

@@ -10,15 +10,17 @@
 
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load, resize
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
-from anomalib_lite.images.reading import UnreadableImageError, read_image, read_mask, to_rgb
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.reading import Reading, UnreadableImageError, read_image, read_mask, to_rgb
+from anomalib_lite.images.sources import ImageSource, guess_value_range, open_source
 
 __all__ = [
     "ImageSource",
     "LoadedImage",
     "MVTecDataset",
+    "Reading",
     "UnreadableImage",
     "UnreadableImageError",
+    "guess_value_range",
     "load",
     "open_mvtec",
     "open_source",

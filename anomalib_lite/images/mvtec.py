@@ -8,19 +8,30 @@ image or mask left over is listed.
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 
 from anomalib_lite.images.reading import image_size, read_mask
-from anomalib_lite.images.sources import FolderSource, list_images
+from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, list_pictures
 
 LAYOUT = """\
     train/good/000.png                     good images, to fit on
     test/good/000.png                      good images, to test on       (may be missing)
     test/scratch/000.png                   defective images, by kind     (may be missing)
     ground_truth/scratch/000_mask.png      their masks, not 0 = defect   (may be missing)"""
+
+
+GOOD_NAMES = ("good", "ok", "normal")
+"""Folder names taken for the good class where none is named."""
+
+# Folders of masks, and of defective parts where nobody has named the defect.
+_TELLING = re.compile(r"ground_?truth|bad|defect(s|ive)?|ng|nok|anomal(y|ies|ous)|abnormal|reject(s|ed)?|faulty", re.I)
+_MASK_FOLDER = re.compile(r"masks?|gt|annotations?|segmentations?", re.I)
+_MASK_NAME = re.compile(r"(.+)[_-](mask|labels?|gt|seg|annotation|ground_?truth)", re.I)
 
 
 @dataclass(frozen=True)
@@ -79,13 +90,21 @@ class MVTecDataset:
         Raises
         ------
         ValueError
-            If the image is defective and has no mask, or the mask has another aspect ratio than the image.
+            If the image is defective and has no mask, or the mask has another aspect ratio than the image, or marks
+            nothing or more than 95 % of it, which is as good as certainly the mask's fault.
         UnreadableImageError
             If the mask, or the header of the image, cannot be read.
         """
-        if self.mask_paths[i] is None and self.labels[i]:
+        path = self.mask_paths[i]
+        if path is None and self.labels[i]:
             raise ValueError(f"{self.test.ids[i]}: defective, but without a mask; ask has_mask first")
-        return read_mask_of(self.test.root / self.test.ids[i], self.mask_paths[i], size)
+        mask = read_mask_of(self.test.root / self.test.ids[i], path, size)
+        if path is not None and not 0 < mask.mean() <= 0.95:
+            share = read_mask(path).mean()  # a small defect may be lost in a small size, and that is no fault
+            if not 0 < share <= 0.95:
+                fault = f"{share:.0%} of it is marked; inverted?" if share else "nothing is marked"
+                raise ValueError(f"{path}: the mask of the defective {self.test.ids[i]}, but {fault} Draw it again")
+        return mask
 
     def __repr__(self) -> str:
         return (
@@ -119,7 +138,7 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
     good = root / "train" / "good"
     if not good.is_dir():
         raise FileNotFoundError(_wrong_layout(root))
-    images = list_images(root / "test") if (root / "test").is_dir() else []
+    images = list_pictures(root / "test") if (root / "test").is_dir() else []
     problems = [f"test/{id_}: not in the folder of a kind, left out" for id_ in images if "/" not in id_]
     ids = [id_ for id_ in images if "/" in id_]
     kinds = [id_.split("/")[0] for id_ in ids]
@@ -158,6 +177,68 @@ def read_mask_of(image: Path, mask: Path | None, size: tuple[int, int] | None = 
     return read_mask(mask, size or (height, width))
 
 
+def refuse_labelled_root(images: Any, source: ImageSource) -> None:
+    """Refuse to learn a data set's test images, masks and defective parts as good ones.
+
+    Parameters
+    ----------
+    images : what the user gave
+    source : ImageSource
+        What `open_source` made of it. Only folders and files are looked at, by their names: arrays, and a source of
+        the user's own, say nothing.
+
+    Raises
+    ------
+    ValueError
+        If there is a folder called ``ground_truth``, ``defective`` or the like; both ``train`` and ``test``; another
+        folder with pictures beside one called good, ok or normal (but for those called so as well, ``good_2``); or a
+        mask, by its name (``007_mask.png``) or its folder (``masks/007.png``), together with the picture that it is
+        the mask of. A lone ``007_mask.png`` is taken for a picture of a part.
+    """
+    if isinstance(source, FolderSource):
+        root, paths = source.root, [PurePosixPath(id_) for id_ in source.ids]
+    elif isinstance(source, ListSource):
+        files = [os.path.abspath(item) for item in source.items if isinstance(item, str | os.PathLike)]
+        if len(files) < 2:
+            return
+        root = Path(os.path.commonpath(files))
+        paths = [PurePosixPath(Path(file).relative_to(root).as_posix()) for file in files]
+    else:
+        return
+    stray = _not_of_good_parts(paths)
+    if stray is not None:
+        instead = [root / name for name in ("train/good", *GOOD_NAMES) if (root / name).is_dir()]
+        instead += sorted(root.glob("*/train/good"))
+        way_out = f"give {instead[0] if instead else 'a folder of good images alone'}, or say that everything is good"
+        raise ValueError(f"{root}: holds more than good images, {stray[0]} for one ({stray[1]}); {way_out}")
+
+
+def _not_of_good_parts(paths: list[PurePosixPath]) -> tuple[PurePosixPath, str] | None:
+    """The first path that is not of a good part, by its name and those beside it; and why."""
+    leaves = {path.parent for path in paths}
+    folders = [folder for folder in leaves | {above for leaf in leaves for above in leaf.parents} if folder.name]
+    inside: dict[PurePosixPath, set[str]] = {}
+    for folder in folders:
+        inside.setdefault(folder.parent, set()).add(folder.name.lower())
+    reasons = {}
+    for folder in folders:
+        name, beside = folder.name.lower(), inside[folder.parent]
+        if _TELLING.fullmatch(name):
+            reasons[folder] = f"in a folder called {folder.name}"
+        elif name == "test" and "train" in beside:
+            reasons[folder] = "in test, beside train"
+        elif beside.intersection(GOOD_NAMES) and not name.startswith(GOOD_NAMES):
+            reasons[folder] = f"in {folder.name}, beside a folder of good ones"
+    pictures = {path.stem for path in paths if not _MASK_FOLDER.fullmatch(path.parent.name)}
+    for path in paths:
+        name = found[1] if (found := _MASK_NAME.fullmatch(path.stem)) else path.stem
+        if name in pictures and (found or _MASK_FOLDER.fullmatch(path.parent.name)):
+            return path, "a mask"
+        if because := [reasons[folder] for folder in path.parents if folder in reasons]:
+            return path, because[0]
+    return None
+
+
 def _wrong_layout(root: Path) -> str:
     expected = f"the layout of MVTec AD is\n{LAYOUT}"
     if not root.is_dir():
@@ -173,7 +254,7 @@ def _wrong_layout(root: Path) -> str:
 
 def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[str]]:
     """Find the mask of each test image (``kind/name.png``), and list what is left over on both sides."""
-    masks = list_images(ground_truth) if ground_truth.is_dir() else []
+    masks = list_pictures(ground_truth) if ground_truth.is_dir() else []
     by_stem: dict[str, list[str]] = {}
     for mask in masks:
         by_stem.setdefault(_stem(mask), []).append(mask)

@@ -26,6 +26,7 @@ class RotatedSource:
             raise ValueError(f"copies={copies}; at least 1, the image itself")
         self.source = source
         self.copies = copies
+        self.notes: dict[str, str] = getattr(source, "notes", {})
         self.ids = [
             image_id if copy == 0 else f"{image_id}@{360 * copy / copies:g}°"
             for image_id in source.ids
@@ -54,8 +55,9 @@ def rotated(pixels: np.ndarray, degrees: float) -> np.ndarray:
     if degrees % 180 == 0 or (degrees % 90 == 0 and pixels.shape[0] == pixels.shape[1]):
         return np.ascontiguousarray(np.rot90(pixels, round(degrees / 90) % 4))
     height, width = pixels.shape[:2]
-    # Wide enough for the corners of the turned frame, which reach out by less than half its longer side.
-    margin = min((max(height, width) + 1) // 2, min(height, width) - 1)
+    # Wide enough for the corners of the turned frame, which reach out by less than half its longer side; that may be
+    # wider than the image is high, which is then reflected again and again.
+    margin = (max(height, width) + 1) // 2
     padded = np.pad(pixels, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
     turned = Image.fromarray(padded).rotate(degrees, resample=Image.Resampling.BILINEAR)
     return np.asarray(turned)[margin : margin + height, margin : margin + width]

@@ -1,23 +1,51 @@
 """Where images come from: a folder, paths, arrays, PIL images or tensors in; an `ImageSource` out.
 
 An `ImageSource` has ids, a length and `read(i)`. Files are decoded when they are read, never before, and a
-file that cannot be read stays in the list and says so then: one broken file does not stop a run.
+file that cannot be read stays in the list and says so then: one broken file does not stop a run. So does a
+picture in a format that is not read, and a folder that may not be entered; what is no picture is no entry.
 """
 
 from __future__ import annotations
 
+import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.images.reading import UnreadableImageError, read_image, to_rgb
+from anomalib_lite.images.reading import (
+    DEFAULT_READING,
+    Reading,
+    UnreadableImageError,
+    deepest_value,
+    read_image,
+    to_rgb,
+)
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
+# Pictures and films that are not read: listed all the same, so that nobody takes them for looked at.
+FOREIGN_SUFFIXES = (
+    ".gif", ".apng", ".jp2", ".j2k", ".jpx", ".jxl", ".jxr", ".avif", ".heic", ".heif", ".dng", ".raw", ".cr2", ".cr3",
+    ".nef", ".arw", ".orf", ".rw2", ".raf", ".dib", ".tga", ".pcx", ".ico", ".svg", ".psd", ".exr", ".hdr", ".pfm",
+    ".pam", ".dcm", ".fits", ".webm", ".mp4", ".avi", ".mov", ".mkv", ".mpg",
+)  # fmt: skip
+# Folders that systems put beside one's own: thumbnails, what was deleted, copies.
+SYSTEM_FOLDERS = {
+    "@eadir",
+    "#recycle",
+    "@recycle",
+    "$recycle.bin",
+    "system volume information",
+    "lost+found",
+    "__macosx",
+}
+# A file that stands in every folder of overlays, so that they are not taken for pictures of parts.
+OVERLAYS_MARK = ".anomalib_lite-overlays.json"
 
 
 @runtime_checkable
@@ -36,21 +64,26 @@ class ImageSource(Protocol):
         ...
 
 
-def open_source(images: Any) -> ImageSource:
+def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
     """Make an image source of whatever holds the images.
 
     Parameters
     ----------
-    images : path, array, tensor, PIL image, bytes, a list of these, or ImageSource
+    images : path, array, tensor, PIL image, bytes, open file, a list of these, or ImageSource
         - A folder: every image below it, sorted by path; ids are the paths relative to it, with ``/``. Hidden
-          files and folders are left out. Linked folders are followed, each folder once.
+          files and folders, those of the system, and folders of overlays are left out. Linked folders are
+          followed, each folder once. Pictures of other formats and folders that may not be entered are entries
+          that cannot be read.
         - A file, or a list of files: ids are the paths as given; a repeated one gets ``#2``, ``#3``. A
           missing file stays in the list and is unreadable. A list may hold folders.
         - An array (H, W), (H, W, C), (N, H, W) or (N, H, W, C), C being 1, 3 or 4, of the dtypes of `to_rgb`.
-          Of three axes, a last one of length 1, 3 or 4 holds channels, any other is a width.
+          Of three axes, a last one of length 1, 3 or 4 holds channels, any other is a width. (3, H, W) and
+          (4, H, W) may be either, and are refused.
         - A torch tensor (H, W), (C, H, W) or (N, C, H, W), uint8 or float in [0, 1].
         - A list of single images, mixed as you like: ids are ``image_0000``, ``image_0001``, ...
-        - An `ImageSource`, which is returned as it is.
+        - An `ImageSource`, which is returned as it is; one of this module as a copy with the `reading`, if given.
+    reading : Reading, optional
+        How files and arrays are read: the range of more than 8 bits, and limits.
 
     Returns
     -------
@@ -73,24 +106,62 @@ def open_source(images: Any) -> ImageSource:
     (['image_0000', 'image_0001'], (8, 8, 3))
     """
     if isinstance(images, ImageSource):
-        return images
+        if reading is None or not isinstance(images, FolderSource | ListSource):
+            return images
+        again = copy.copy(images)
+        again.reading, again.notes = reading, {}
+        return again
+    reading = reading or DEFAULT_READING
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         if path.is_dir():
-            return FolderSource(path)
+            return FolderSource(path, reading=reading)
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder; check the path")
-        return ListSource([path], [os.fspath(images)])
-    if isinstance(images, bytes | bytearray | Image.Image):
+        return ListSource([path], [os.fspath(images)], reading)
+    if isinstance(images, bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read"):
         images = [images]
-    elif _is_tensor(images) or isinstance(images, np.ndarray):
+    elif _is_tensor(images) or (isinstance(images, np.ndarray) and images.dtype.kind not in "OSU"):
         images = _split(images)
     elif not isinstance(images, Iterable) or isinstance(images, dict | set):
         raise TypeError(
             f"images of type {type(images).__name__} cannot be opened; give a folder, a path, an array, "
             "a PIL image, a torch tensor or a list of these"
         )
-    return _open_list(list(images))
+    return _open_list(list(images), reading)
+
+
+def guess_value_range(source: ImageSource) -> tuple[int, int] | None:
+    """Tell how many bits the pictures of 16 bits really use: (0, 255), (0, 1023), (0, 4095) or (0, 16383).
+
+    Looks at every picture that has more than 8 bits and does not declare its range; of files with 8 bits only at
+    the header. Stops at the first picture whose highest bits are used, in which case nothing need be guessed (nor
+    for 12 bits stored as multiples of 16).
+
+    Returns
+    -------
+    (0, white) or None
+        For `Reading.value_range`. None where all 16 bits are used, there is no such picture, or the source is one
+        of your own.
+    """
+    if not isinstance(source, FolderSource | ListSource):
+        return None
+
+    def deepest(i: int) -> int | None:
+        return deepest_value(source.item(i), source.ids[i], source.reading)
+
+    largest = 0
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="anomalib_lite-range")
+    try:
+        step = 64  # a part of the source at a time, so that a set that uses all its bits is left early
+        for start in range(0, len(source), step):
+            indices = range(start, min(start + step, len(source)))
+            largest = max([largest, *(value for value in pool.map(deepest, indices) if value is not None)])
+            if largest > 16383:
+                return None
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return next(((0, white) for white in (255, 1023, 4095, 16383) if 0 < largest <= white), None)
 
 
 class FolderSource:
@@ -101,7 +172,13 @@ class FolderSource:
     root : Path
         The folder.
     ids : list of str, optional
-        Paths relative to `root`, with ``/``. By default every image below `root`, sorted.
+        Paths relative to `root`, with ``/``. By default every picture below `root`, sorted.
+    reading : Reading, optional
+
+    Attributes
+    ----------
+    notes : dict of str to str
+        By id, what is not shown of an image that was read: clipped values, further pages.
 
     Raises
     ------
@@ -109,20 +186,33 @@ class FolderSource:
         If `ids` is not given and there is no image below `root`.
     """
 
-    def __init__(self, root: Path, ids: list[str] | None = None) -> None:
+    def __init__(self, root: Path, ids: list[str] | None = None, reading: Reading = DEFAULT_READING) -> None:
         if ids is None:
-            ids = list_images(root)
-            if not ids:
+            ids = list_pictures(root)
+            if not any(id_.lower().endswith(SUFFIXES) for id_ in ids):
                 raise FileNotFoundError(_no_images(root))
         self.root = root
         self.ids = ids
+        self.reading = reading
+        self.notes: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def item(self, i: int) -> Path:
+        """Where image `i` is."""
+        return self.root / self.ids[i]
+
     def read(self, i: int) -> np.ndarray:
         """Decode image `i`: uint8 RGB (H, W, 3)."""
-        return read_image(self.root / self.ids[i], name=self.ids[i])
+        id_ = self.ids[i]
+        if id_.endswith("/"):
+            raise UnreadableImageError(
+                f"{id_}: the folder cannot be entered (permission?); make it readable: {self.item(i)}"
+            )
+        if id_.lower().endswith(FOREIGN_SUFFIXES):
+            raise UnreadableImageError(f"{id_}: {Path(id_).suffix} is not read; convert it to PNG")
+        return _read(self, i)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.root)!r}, {len(self)} images)"
@@ -137,26 +227,44 @@ class ListSource:
         One image each.
     ids : list of str
         As many as items.
+    reading : Reading, optional
+
+    Attributes
+    ----------
+    notes : dict of str to str
+        As in `FolderSource`.
     """
 
-    def __init__(self, items: Sequence[Any], ids: list[str]) -> None:
+    def __init__(self, items: Sequence[Any], ids: list[str], reading: Reading = DEFAULT_READING) -> None:
         self.items = items
         self.ids = ids
+        self.reading = reading
+        self.notes: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    def item(self, i: int) -> Any:
+        """Image `i` as it was given; of a tensor its array, channels last."""
+        return _tensor_image(self.items[i], self.ids[i]) if _is_tensor(self.items[i]) else self.items[i]
+
     def read(self, i: int) -> np.ndarray:
         """Decode or convert image `i`: uint8 RGB (H, W, 3)."""
-        item, name = self.items[i], self.ids[i]
-        if _is_tensor(item):
-            return to_rgb(_tensor_image(item, name), name=name)
-        if isinstance(item, np.ndarray):
-            return to_rgb(item, name=name)
-        return read_image(item, name=name)
+        return _read(self, i)
 
     def __repr__(self) -> str:
         return f"ListSource({len(self)} images)"
+
+
+def _read(source: FolderSource | ListSource, i: int) -> np.ndarray:
+    """Decode or convert image `i`, and keep what there is to note of it."""
+    item, name = source.item(i), source.ids[i]
+    notes: list[str] = []
+    convert: Any = to_rgb if isinstance(item, np.ndarray) else read_image
+    pixels: np.ndarray = convert(item, reading=source.reading, name=name, notes=notes)
+    if notes:  # one assignment, and of a key of its own: threads do not get in each other's way
+        source.notes[name] = "; ".join(notes)
+    return pixels
 
 
 def list_images(folder: Path) -> list[str]:
@@ -164,30 +272,45 @@ def list_images(folder: Path) -> list[str]:
     return sorted(path for path in _walk(folder) if path.lower().endswith(SUFFIXES))
 
 
+def list_pictures(folder: Path) -> list[str]:
+    """List the images, pictures of formats that are not read, and folders (``name/``) that cannot be entered."""
+    return sorted(path for path in _walk(folder) if path.lower().endswith((*SUFFIXES, *FOREIGN_SUFFIXES, "/")))
+
+
 def _walk(folder: Path) -> Iterable[str]:
-    """Yield every visible file below `folder`, relative to it, with ``/``."""
+    """Yield every visible file below `folder`, relative to it, with ``/``, and folders that cannot be entered."""
     seen = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    closed: list[str] = []
+
+    def refused(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        closed.append(Path(error.filename).relative_to(folder).as_posix() + "/")
+
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refused):
         # A linked folder may lead back to one above it; visiting each folder once ends the loop.
         info = os.stat(parent)
-        if (info.st_dev, info.st_ino) in seen:
+        if (info.st_dev, info.st_ino) in seen or (OVERLAYS_MARK in files and Path(parent) != folder):
             folders.clear()
             continue
         seen.add((info.st_dev, info.st_ino))
         # Sorted, so that of two links to one folder the same one is followed on every machine.
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and name.lower() not in SYSTEM_FOLDERS)
         relative = Path(parent).relative_to(folder)
         yield from ((relative / name).as_posix() for name in files if not name.startswith("."))
+    yield from closed
 
 
 def _no_images(folder: Path) -> str:
-    others = Counter(Path(path).suffix.lower() for path in _walk(folder))
+    others = Counter(
+        "folder that cannot be entered" * path.endswith("/") or Path(path).suffix.lower() for path in _walk(folder)
+    )
     found = ", ".join(f"{n} x {suffix or 'no suffix'}" for suffix, n in others.most_common(3))
     text = f"{folder}: no images; looked in all its folders for {' '.join(suffix[1:] for suffix in SUFFIXES)}"
     return f"{text}, found only {found}; convert them, or check the path" if found else f"{text}; check the path"
 
 
-def _open_list(items: list[Any]) -> ListSource:
+def _open_list(items: list[Any], reading: Reading) -> ListSource:
     if not items:
         raise ValueError("no images: the list is empty; give at least one image")
     flat: list[Any] = []
@@ -201,14 +324,20 @@ def _open_list(items: list[Any]) -> ListSource:
                 ids += [(inside.root / id_).as_posix() for id_ in inside.ids]
                 continue
             ids.append(path)
-        elif _is_tensor(item) or isinstance(item, np.ndarray | Image.Image | bytes | bytearray):
+        elif _is_tensor(item) or isinstance(item, np.ndarray | Image.Image | bytes | bytearray | memoryview):
+            ids.append(f"image_{i:04d}")
+        elif hasattr(item, "read"):
+            # Read now, for a file can be read once and by one thread.
+            item = item.read(reading.max_bytes + 1)
+            if not isinstance(item, bytes):
+                raise TypeError(f"item {i} is a file of text; open images with mode 'rb', or give a list of paths")
             ids.append(f"image_{i:04d}")
         else:
             raise TypeError(
                 f"item {i} of the list is of type {type(item).__name__}; give paths, arrays, PIL images or tensors"
             )
         flat.append(item)
-    return ListSource(flat, _made_unique(ids))
+    return ListSource(flat, _made_unique(ids), reading)
 
 
 def _made_unique(ids: list[str]) -> list[str]:
@@ -239,6 +368,11 @@ def _split(images: Any) -> list[Any]:
     if 0 not in shape:
         if len(shape) == 2 or (len(shape) == 3 and has_channels):
             return [images]
+        if len(shape) == 3 and not _is_tensor(images) and shape[0] in (3, 4):
+            raise ValueError(
+                f"array of shape {shape}: {shape[0]} grey images, or one whose channels come first? "
+                "Give array[..., None] for the former, array.transpose(1, 2, 0) for the latter"
+            )
         # (N, H, W) is for arrays only: in a tensor, N and channels could not be told apart.
         if (len(shape) == 4 and has_channels) or (len(shape) == 3 and not _is_tensor(images)):
             return list(images)

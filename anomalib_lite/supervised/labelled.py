@@ -13,11 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite.images.mvtec import pair_masks, read_mask_of
+from anomalib_lite.images.mvtec import GOOD_NAMES, pair_masks, read_mask_of
 from anomalib_lite.images.sources import SUFFIXES, FolderSource, list_images
-
-GOOD_NAMES = ("good", "ok", "normal")
-"""Folder names taken for the good class when none is named."""
 
 
 class LabelledDataError(ValueError):
