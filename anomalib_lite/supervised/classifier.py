@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
-from anomalib_lite.embedding.weights import Weights
+from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
@@ -25,7 +25,15 @@ from anomalib_lite.supervised.batches import as_images, pixel_batches
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledImages
-from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
+from anomalib_lite.supervised.network_files import (
+    State,
+    checked,
+    described_backbone,
+    load_network,
+    save_network,
+    weights_of,
+    without_memory,
+)
 from anomalib_lite.supervised.networks import (
     BOTTLENECK,
     SmallCNN,
@@ -46,7 +54,17 @@ CLASSIFIERS = ("cnn", "cnn-dropout", "cnn-augmented", "bottleneck", "linear", "f
 FROZEN = ("bottleneck", "linear")
 """Those that see a backbone's vectors instead of pixels."""
 _CNN_SIZE = 128
-_SETTINGS = ("model", "image_size", "grey", "imbalance", "loss", "unfreeze_from", "rate_decay", "dropout", "validation")
+_SETTINGS: dict[str, Any] = {
+    "model": str,
+    "image_size": int,
+    "grey": bool,
+    "imbalance": str,
+    "loss": str,
+    "unfreeze_from": str | None,
+    "rate_decay": float | int,
+    "dropout": float | int,
+    "validation": str,
+}
 _KIND = "classifier"
 _TRAINING: dict[str, dict[str, Any]] = {
     "bottleneck": {"epochs": 100, "weight_decay": 0.1},
@@ -137,7 +155,7 @@ class Classifier:
         ):
             if value not in known:
                 raise ValueError(f"{value!r} is not known here; choose one of {', '.join(known)}")
-        if not 0 <= dropout < 1 or rate_decay < 1:
+        if not 0 <= dropout < 1 or not rate_decay >= 1:
             raise ValueError(f"dropout={dropout}, rate_decay={rate_decay}: a share below 1, and at least 1")
         if augmentation is not None and model in FROZEN:
             raise ValueError(f"{model} sees every image once, through a frozen backbone; leave augmentation out")
@@ -302,6 +320,7 @@ class Classifier:
         path: str | os.PathLike[str],
         *,
         weights: Weights | None = None,
+        download: bool = False,
         device: str = "auto",
         dtype: str = "auto",
     ) -> Classifier:
@@ -311,6 +330,8 @@ class Classifier:
         ----------
         weights : optional
             Those of a frozen torchvision backbone, if they are a local file. A fine-tuned one is in the file.
+        download : bool
+            Fetch those of a frozen torchvision backbone if they are not on this machine; otherwise that is an error.
 
         Raises
         ------
@@ -318,19 +339,24 @@ class Classifier:
             If there is no such file.
         ModelFileError
             If it is no classifier, is damaged, or the backbone's weights are not those it was trained on.
+        WeightsError
+            If a frozen backbone's weights cannot be had.
         """
         name = Path(path).name
         pick_dtype(dtype, pick_device(device))  # what is wrong with these is not the fault of the file
 
-        def rebuild(manifest: dict[str, Any], state: State) -> tuple[Classifier, nn.Module]:
+        def rebuild(manifest: dict[str, Any], state: State, own: StoredWeights | None) -> tuple[Classifier, nn.Module]:
             config = manifest["config"]
-            described, changes = config["backbone"] or {}, config["augmentation"]
-            own = stored_backbone(state, "backbone.")
+            described, changes = config["backbone"], config["augmentation"]
+            backbone, layers = (BUILTIN, None) if described is None else described_backbone(described)
+            classes = manifest["classes"]
+            if not isinstance(classes, list) or not all(isinstance(entry, str) for entry in classes):
+                raise ValueError("the classes are no list of names")
             classifier = cls(
-                **{setting: config[setting] for setting in _SETTINGS},
-                backbone=described.get("backbone", BUILTIN),
-                layers=described.get("layers") or None,
-                weights=own or weights,
+                **checked(config, _SETTINGS),
+                backbone=backbone,
+                layers=layers,
+                weights=own or weights_of(backbone, weights, download=download),
                 augmentation=None if changes is None else Augmentation(**changes),
                 device=device,
                 dtype=dtype,
@@ -341,11 +367,11 @@ class Classifier:
                     f"{name} was trained on other weights of {described['backbone']} than those given; give the same "
                     "file"
                 )
-            classifier.classes_ = list(manifest["classes"])
-            with without_memory(embedder is None):
-                return classifier, classifier._empty_network(len(classifier.classes_), state)
+            classifier.classes_ = classes
+            with without_memory():
+                return classifier, classifier._empty_network(len(classes), state)
 
-        classifier, network = load_network(path, kind=_KIND, rebuild=rebuild)
+        classifier, network = load_network(path, kind=_KIND, backbone="backbone", rebuild=rebuild)
         classifier.network_ = network.to(classifier.device).to(memory_format=torch.channels_last)
         classifier.history_ = History()
         return classifier

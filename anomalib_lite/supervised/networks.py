@@ -77,7 +77,7 @@ class VectorHead(nn.Module):
         # A channel that hardly varies in training must not explode on a test image.
         deviation = vectors.std(dim=0, correction=0)
         self.register_buffer("mean", vectors.mean(dim=0))
-        self.register_buffer("deviation", deviation.clamp_min(1e-2 * deviation.max().clamp_min(1e-6).item()))
+        self.register_buffer("deviation", deviation.maximum(1e-2 * deviation.max().clamp_min(1e-6)))
         widths = (vectors.shape[1], *hidden)
         layers: list[nn.Module] = []
         for inner, outer in pairwise(widths):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
-from anomalib_lite.embedding.weights import Weights
+from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.images.loading import UnreadableImage, load
 from anomalib_lite.images.sources import open_source
@@ -25,14 +26,22 @@ from anomalib_lite.supervised.batches import as_images
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.grey import seen_by
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
-from anomalib_lite.supervised.network_files import State, load_network, save_network, stored_backbone, without_memory
+from anomalib_lite.supervised.network_files import (
+    State,
+    checked,
+    described_backbone,
+    load_network,
+    save_network,
+    without_memory,
+)
 from anomalib_lite.supervised.splitting import Split, opened
 from anomalib_lite.supervised.training import History, TrainingOptions, Validation, train
 from anomalib_lite.supervised.unet import UNet, segmentation_loss, smoothed
 
 _KIND = "segmenter"
 _SIZE = 128
-_SETTINGS = ("depth", "width", "image_size", "grey", "validation")
+_SETTINGS: dict[str, Any] = {"depth": int, "width": int, "image_size": int, "grey": bool, "validation": str}
+_LARGEST_MAP = 1 << 27  # values of one feature map at full resolution, 0.5 GB; several are alive at a time
 
 
 @dataclass(frozen=True)
@@ -124,8 +133,8 @@ class Segmenter:
         dtype: str = "auto",
         **training: Any,
     ) -> None:
-        if depth < 1 or width < 1:
-            raise ValueError(f"depth={depth}, width={width}: each is at least 1")
+        if not 1 <= depth <= 12 or width < 1:
+            raise ValueError(f"depth={depth}, width={width}: each is at least 1, and depth at most 12")
         if validation not in ("learn", "watch"):
             raise ValueError(f"validation={validation!r}; choose 'learn' or 'watch'")
         self.depth, self.width = depth, width
@@ -145,6 +154,11 @@ class Segmenter:
         if self.image_size % multiple:
             raise ValueError(
                 f"image_size={self.image_size}: the network halves it; give a multiple of {multiple}, or less depth"
+            )
+        if width * self.image_size**2 > _LARGEST_MAP:
+            raise ValueError(
+                f"image_size={self.image_size}, width={width}: one map of an image would take "
+                f"{4e-9 * width * self.image_size**2:.1f} GB; give less of either, at most {4e-9 * _LARGEST_MAP:.1f} GB"
             )
         defaults = {"learning_rate": 2e-3, "batch_size": 8, "epochs": 20}
         self.options = TrainingOptions(**{**defaults, **training})
@@ -267,7 +281,7 @@ class Segmenter:
         device: str = "auto",
         dtype: str = "auto",
     ) -> Segmenter:
-        """Read a segmenter written by `save`. Nothing in the file is executed.
+        """Read a segmenter written by `save`, which is all it takes. Nothing in the file is executed.
 
         Raises
         ------
@@ -278,22 +292,25 @@ class Segmenter:
         """
         pick_dtype(dtype, pick_device(device))  # what is wrong with these is not the fault of the file
 
-        def rebuild(manifest: dict[str, Any], state: State) -> tuple[Segmenter, UNet]:
+        def rebuild(manifest: dict[str, Any], state: State, own: StoredWeights | None) -> tuple[Segmenter, UNet]:
             config = manifest["config"]
-            described, changes = config["encoder"] or {}, config["augmentation"]
+            described, changes = config["encoder"], config["augmentation"]
+            encoder, layers = (None, None) if described is None else described_backbone(described)
+            if (encoder is None) != (own is None):
+                raise ValueError("there is an encoder in it or in its description, and not in both")
             segmenter = cls(
-                **{setting: config[setting] for setting in _SETTINGS},
-                encoder=described.get("backbone"),
-                layers=described.get("layers") or None,
-                weights=stored_backbone(state, "encoder."),
+                **checked(config, _SETTINGS),
+                encoder=encoder,
+                layers=layers,
+                weights=own,
                 augmentation=None if changes is None else Augmentation(**changes),
                 device=device,
                 dtype=dtype,
             )
-            with without_memory(segmenter.embedder is None):
+            with without_memory():
                 return segmenter, segmenter._network()
 
-        segmenter, network = load_network(path, kind=_KIND, rebuild=rebuild)
+        segmenter, network = load_network(path, kind=_KIND, backbone="encoder", rebuild=rebuild)
         segmenter.network_ = network.to(segmenter.device).to(memory_format=torch.channels_last)
         segmenter.history_, segmenter.left_out_ = History(), []
         return segmenter
@@ -302,8 +319,8 @@ class Segmenter:
         if self.embedder is None:
             return UNet(depth=self.depth, width=self.width)
         encoder = self.embedder.fresh_network()
-        with torch.inference_mode():
-            maps = encoder(torch.zeros(1, 3, self.image_size, self.image_size))
+        with torch.device("meta"), torch.inference_mode():  # shapes only, whatever the size of the image
+            maps = copy.deepcopy(encoder).to("meta")(torch.zeros(1, 3, self.image_size, self.image_size))
         channels = tuple(found.shape[1] for found in sorted(maps, key=lambda features: -features.shape[-1]))
         return UNet(width=self.width, encoder=encoder, encoder_channels=channels)
 
