@@ -34,7 +34,7 @@ def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) ->
         raise ValueError("only scorer='knn' knows which good patch is nearest")
     nearest = scores.nearest[i]
     query, good = pictures_of(scores, images)(i), _training_picture(training_images, nearest.train_id)
-    figure = new_figure(height=2.3)
+    figure = new_figure(height=2.0)
     axes = axes_of(figure, 1, 4)
     _whole(axes[0], query, nearest.box, ALARM, f"{shortened(scores.ids[i])}\nscore {scores.scores[i]:.3g}")
     _close(axes[1], query, nearest.box, ALARM, "unlike anything seen")

@@ -268,7 +268,8 @@ def _figures(
             if not scores.alarms[i] or scores.nearest[i].train_id not in known:
                 continue
             try:
-                drawn.append(_figure(scores.ids[i], plot_retrieval(scores, i, source, training), ""))
+                figure = plot_retrieval(scores, i, source, training)
+                drawn.append(_figure(scores.ids[i], figure, "Its worst place, and the good one most like it."))
             except UnreadableImageError as error:  # of the two, the one that it names
                 lost[scores.ids[i]] = str(error)
     return f'<h2>Figures</h2>{duplicates}<div class="figures">{"".join(drawn)}</div>'
@@ -309,12 +310,11 @@ def _figure(name: str, figure: Figure, caption: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     picture = base64.b64encode(buffer.getvalue()).decode()
-    text = f"{name}. {caption}" if caption else name
     # A row of pictures takes the width of the page.
     kind = "wide" if figure.get_figwidth() > 2 * figure.get_figheight() else ""
     return (
         f'<figure class="{kind}"><img alt="{html.escape(name)}" src="data:image/png;base64,{picture}">'
-        f"<figcaption>{html.escape(text)}</figcaption></figure>"
+        f"<figcaption>{html.escape(name)}. {caption}</figcaption></figure>"
     )
 
 
