@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +52,16 @@ def _counts(text: str) -> list[int]:
         raise ValueError(f"--few-labels {text}: give numbers separated by commas, or none") from None
 
 
+def _value_range(text: str) -> tuple[int, int] | str | None:
+    if text.lower() in ("none", "auto"):
+        return None if text.lower() == "none" else "auto"
+    try:
+        low, high = (int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--value-range {text}: give black and white, such as 0,4095, or none, or auto") from None
+    return low, high
+
+
 # The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
 # on, so the defaults are the library's.
 _DETECTOR_FLAGS: dict[str, Any] = {
@@ -70,12 +81,16 @@ _DETECTOR_FLAGS: dict[str, Any] = {
     "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
     "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
     "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
+    "value_range": (str | None, typer.Option(help="values of black and white beyond 8 bits, such as 0,4095; or none")),
+    "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
+    "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100 million]")),
     "device": (str | None, typer.Option(help="auto, cpu or cuda")),
     "dtype": (str | None, typer.Option(help="auto, float32 or bfloat16")),
     "batch_size": (int | None, typer.Option(help="images per forward pass")),
     "random_state": (int | None, typer.Option(help="seed [default: 0]")),
 }
 _READERS: dict[str, Callable[[str], Any]] = {
+    "value_range": _value_range,
     "components": _components,
     "n_clusters": _number_or_word,
     "eps": _number_or_word,
@@ -110,6 +125,12 @@ def _with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
 
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 _Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 when an image is unreadable")]
+_EverythingIsGood = Annotated[
+    bool, typer.Option("--everything-is-good", help="learn also what looks like test images or masks by its name")
+]
+_Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")]
+_Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision backbone's weights if need be")]
+_MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
 
 
 @app.command()
@@ -133,12 +154,15 @@ def fit(
     include_backbone: Annotated[
         bool, typer.Option("--include-backbone", help="store the backbone's weights in the model file")
     ] = False,
+    everything_is_good: _EverythingIsGood = False,
     strict: _Strict = False,
 ) -> None:
     """Fit a detector on a folder of good images."""
     from anomalib_lite.detector import Detector
+    from anomalib_lite.files.atomic import saved_to
 
-    detector = Detector(**parameters).fit(good)
+    saved_to(output)
+    detector = Detector(**parameters).fit(good, everything_is_good=everything_is_good)
     detector.save(output, include_backbone=include_backbone)
     typer.echo(f"fitted on {detector.n_train_} images, saved to {output}")
     typer.echo(detector.fitted_.calibration.explain())
@@ -152,20 +176,27 @@ def score(
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
     weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
+    download: _Download = False,
+    device: _Device = None,
+    max_pixels: _MaxPixels = None,
     as_json: _Json = False,
     strict: _Strict = False,
 ) -> None:
     """Score images with a fitted detector."""
-    from anomalib_lite.detector import Detector
+    from anomalib_lite.files.atomic import saved_to
+    from anomalib_lite.plotting.overlays import overlay_folder
 
-    detector = Detector.load(model, weights=weights, device=device, progress=sys.stderr.isatty())
+    if csv is not None:
+        saved_to(csv)
+    if overlays is not None:
+        overlay_folder(overlays)
+    detector = _loaded(model, weights, download, device, max_pixels)
     source = images[0] if len(images) == 1 else list(images)
     scores = detector.score(source)
-    if csv is not None:
-        scores.to_csv(csv)
     if overlays is not None:
         scores.save_overlays(overlays, source)
+    if csv is not None:
+        scores.to_csv(csv, overlays=overlays)
     if as_json:
         typer.echo(json.dumps(scores.to_dict()))
     else:
@@ -178,6 +209,8 @@ def score(
             + ("" if scores.guarantee_met else ", for which there were too few good images")
             + ")"
         )
+    for image_id, note in scores.notes.items():
+        typer.echo(f"note: {image_id}: {note}", err=True)
     _finish(scores.unreadable, strict)
 
 
@@ -203,13 +236,14 @@ def diagnose(
     parameters: dict[str, Any],
     good: Annotated[Path, typer.Argument(help="folder of good images")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for the figures")] = None,
+    everything_is_good: _EverythingIsGood = False,
     as_json: _Json = False,
     strict: _Strict = False,
 ) -> None:
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
     from anomalib_lite.diagnosis.advice import diagnose as run
 
-    diagnosis = run(good, **parameters)
+    diagnosis = run(good, everything_is_good=everything_is_good, **parameters)
     if output is not None:
         written = diagnosis.save_figures(output, good)
         typer.echo(f"{len(written)} figures in {output}", err=True)
@@ -226,15 +260,19 @@ def report(
         Path | None, typer.Option(help="the good images it was fitted on, to show them beside the new ones")
     ] = None,
     weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
+    download: _Download = False,
+    device: _Device = None,
+    max_pixels: _MaxPixels = None,
     strict: _Strict = False,
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
-    from anomalib_lite.detector import Detector
+    from anomalib_lite.files.atomic import saved_to
     from anomalib_lite.report.page import write_report
+    from anomalib_lite.report.thumbnails import Thumbnails
 
-    detector = Detector.load(model, weights=weights, device=device, progress=sys.stderr.isatty())
-    source = images[0] if len(images) == 1 else list(images)
+    saved_to(output)
+    detector = _loaded(model, weights, download, device, max_pixels)
+    source = Thumbnails(detector.open(images[0] if len(images) == 1 else list(images)))
     scores = detector.score(source)
     write_report(detector, source, output, training_images=good, scores=scores)
     typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
@@ -342,11 +380,25 @@ def main() -> None:
     # A file name may hold characters that the terminal cannot show; that is no reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
     try:
         app()
     except (ValueError, OSError, DownloadError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def _loaded(model: Path, weights: str | None, download: bool, device: str | None, max_pixels: int | None) -> Any:
+    from anomalib_lite.detector import Detector
+
+    return Detector.load(
+        model,
+        weights=weights,
+        download=download,
+        device=device,
+        max_pixels=max_pixels,
+        progress=sys.stderr.isatty(),
+    )
 
 
 def _finish(unreadable: list[Any], strict: bool) -> None:

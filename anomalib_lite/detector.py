@@ -9,14 +9,16 @@ from __future__ import annotations
 import copy
 import inspect
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
+from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level, weights_of
 from anomalib_lite.embedding.streaming import EmbeddedImage, Intake, OnUnreadable, embed_source
 from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.files import model_file
@@ -26,8 +28,10 @@ from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import from_arrays, to_arrays
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.mvtec import refuse_labelled_root
+from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.rotation import RotatedSource
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.sources import ImageSource, guess_value_range, open_source
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.results import Nearest, Scores
 from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
@@ -76,6 +80,14 @@ class Detector:
         Share of good images that may alarm; sets the threshold.
     calibration_images : int
         Patch level: images that set it at most. 1000 are enough for a rate of 0.1 %; each costs its scoring.
+    value_range : (low, high), "auto", or None
+        Stored values that become black and white in pictures of more than 8 bits, such as (0, 4095) for a camera's 12
+        bits in a 16-bit file. "auto" looks at all training images, and warns if it finds fewer bits in use than there
+        are; None takes the whole range of each file.
+    bits : int, optional
+        Short for value_range=(0, 2**bits - 1).
+    max_pixels : int
+        Larger pictures are unreadable.
     device, dtype : "auto", or "cpu" / "cuda", "float32" / "bfloat16"
     batch_size : int
         Images per forward pass; does not change scores beyond float rounding.
@@ -117,6 +129,9 @@ class Detector:
         top_share: float = 0.01,
         false_alarm_rate: float = 0.01,
         calibration_images: int = 1000,
+        value_range: tuple[int, int] | Literal["auto"] | None = "auto",
+        bits: int | None = None,
+        max_pixels: int = DEFAULT_READING.max_pixels,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 8,
@@ -137,6 +152,11 @@ class Detector:
             raise ValueError(f"calibration_images={calibration_images}; at least 1")
         if rotations < 1:
             raise ValueError(f"rotations={rotations}; at least 1, the image as it is")
+        if bits is not None and (value_range not in ("auto", None) or not 1 <= bits <= 32):
+            raise ValueError(f"bits={bits}, value_range={value_range}: give one of them, bits from 1 to 32")
+        self.value_range = value_range if bits is None else (0, 2**bits - 1)
+        known = None if self.value_range in ("auto", None) else tuple(self.value_range)
+        self.reading = Reading(value_range=known, max_pixels=max_pixels)
         self._chosen: dict[str, Any] = chosen
         self._fitted: Fitted | None = None
         self.rotations = rotations
@@ -182,7 +202,7 @@ class Detector:
 
     # ---------------------------------------------------------------- fitting
 
-    def fit(self, images: Any, *, on_unreadable: OnUnreadable = "skip") -> Detector:
+    def fit(self, images: Any, *, on_unreadable: OnUnreadable = "skip", everything_is_good: bool = False) -> Detector:
         """Learn from good images.
 
         Memory is bounded whatever their number (but for the ids); time is one forward pass per image,
@@ -194,6 +214,14 @@ class Detector:
             Good images; see `images.open_source`.
         on_unreadable : "skip" or "raise"
             "skip" lists unreadable images in `unreadable_` and goes on.
+        everything_is_good : bool
+            Learn also what looks like a data set's test images or masks by its folders and names.
+
+        Warns
+        -----
+        UserWarning
+            If pictures of 16 bits use fewer, or something of a picture is not shown (`Scores.notes` has the same of
+            new ones), or so many images are nearly the same that nothing can be promised.
 
         Raises
         ------
@@ -203,11 +231,21 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
-            If images are all the same, or parameters do not fit their number.
+            If images are all the same, parameters do not fit their number, or a folder holds more than good images.
         """
-        source: ImageSource = open_source(images)
-        if self.rotations > 1:
-            source = RotatedSource(source, self.rotations)
+        opened = open_source(images, self.reading)
+        if not everything_is_good:
+            refuse_labelled_root(images, opened)
+        reading = self.reading
+        if self.value_range == "auto" and (guessed := guess_value_range(opened)):
+            reading = replace(reading, value_range=guessed)
+            opened = open_source(opened, reading)
+            warnings.warn(
+                f"the pictures of 16 bits have no value above {guessed[1]}, so that is taken for white, here and when "
+                f"new ones are scored; say value_range={guessed}, or None for the whole range",
+                stacklevel=2,
+            )
+        source = RotatedSource(opened, self.rotations) if self.rotations > 1 else opened
         passes = iter(("fit", "calibrate"))
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
@@ -222,11 +260,15 @@ class Detector:
             calibration_images=self.calibration_images,
             random_state=self.random_state,
             copies=self.rotations,
+            value_range=reading.value_range,
             parameters=self._storable_parameters(),
             embedder={**self.embedder.describe(), "dtype": str(self.embedder.dtype).removeprefix("torch.")},
         )
         learn = fit_patches if self.embedder.level == "patch" else fit_global
         self._fitted = learn(embed, source.ids, plan)
+        if notes := getattr(opened, "notes", {}):
+            named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])
+            warnings.warn(f"{len(notes)} training images are not wholly shown: {named}", stacklevel=2)
         return self
 
     @property
@@ -300,7 +342,7 @@ class Detector:
             With on_unreadable="raise".
         """
         fitted = self.fitted_
-        source = open_source(images)
+        source = self.open(images)
         intake = Intake()
         ids: list[str] = []
         found: list[ScoredRows] = []
@@ -331,7 +373,17 @@ class Detector:
             nearest=nearest if fitted.explains else None,
             unreadable=intake.unreadable,
             vectors=np.array(whole, dtype=np.float32),
+            notes=dict(getattr(source, "notes", {})),
+            reading=self._reading,
         )
+
+    def open(self, images: Any) -> ImageSource:
+        """New images as an `ImageSource` that reads them as those of the fit were read."""
+        return open_source(images, self._reading)
+
+    @property
+    def _reading(self) -> Reading:
+        return replace(self.reading, value_range=self.fitted_.value_range)
 
     # ---------------------------------------------------------------- storing
 
@@ -385,10 +437,12 @@ class Detector:
         path: str | os.PathLike[str],
         *,
         weights: Weights | None = None,
+        download: bool = False,
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
+        max_pixels: int | None = None,
         progress: bool = False,
     ) -> Detector:
         """Read a detector written by `save`. Nothing in the file is executed.
@@ -398,7 +452,10 @@ class Detector:
         path : path
         weights : optional
             The weights of the backbone it was fitted with, unless it is built in, stored in the file, or torchvision's.
-        device, dtype, batch_size, workers : as for `Detector`
+        download : bool
+            Fetch torchvision's weights if they are not on this machine; a file from a stranger reaches no network by
+            itself.
+        device, dtype, batch_size, workers, max_pixels : as for `Detector`
             By default as they were chosen for the fit: a device that this machine lacks becomes "auto", and a dtype
             "auto" the one it was fitted in where that was float32, so that scores stay the same.
         progress : as for `Detector`
@@ -417,7 +474,13 @@ class Detector:
         name = Path(path).name
         # What is wrong with these is not the fault of the file.
         pick_dtype(dtype or "auto", pick_device(device or "auto"))
-        given = {"device": device, "dtype": dtype, "batch_size": batch_size, "workers": workers}
+        given = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+            "workers": workers,
+            "max_pixels": max_pixels,
+        }
         backbone = {
             key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
             for key in [key for key in arrays if key.startswith("backbone.")]
@@ -431,10 +494,13 @@ class Detector:
                 parameters["device"] = _usable(parameters["device"])
             if dtype is None and parameters["dtype"] == "auto" and values["embedder"]["dtype"] == "float32":
                 parameters["dtype"] = "float32"
+            if isinstance(parameters["value_range"], list):
+                parameters["value_range"] = tuple(parameters["value_range"])
             if isinstance(parameters["scorer"], dict):
                 parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
             fitted = from_arrays(arrays, values, device=parameters["device"])
-            own = StoredWeights(backbone) if backbone and weights is None else weights
+            given_weights = weights_of(parameters["backbone"], weights, download=download)
+            own = StoredWeights(backbone) if backbone and weights is None else given_weights
             detector = cls(**parameters, weights=own, progress=progress)
             shape = detector.embedder.output_shape
             if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):

@@ -16,6 +16,7 @@ import numpy as np
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.reading import Reading
 
 # Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
 _SMOOTHING = 0.5
@@ -64,6 +65,10 @@ class Scores:
     unreadable : list of UnreadableImage
     vectors : float32 (n, d), or None
         One vector per image, what `embedding.streaming.embed_whole` gives: a report draws its map from them.
+    notes : dict of str to str
+        By id, what is not shown of an image: values that leave the range of the training images, further pages.
+    reading : Reading or None
+        How the images were read, for those who read them again.
     """
 
     ids: list[str]
@@ -79,6 +84,8 @@ class Scores:
     nearest: list[Nearest] | None = None
     unreadable: list[UnreadableImage] = field(default_factory=list)
     vectors: np.ndarray | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):
@@ -122,6 +129,7 @@ class Scores:
             "guarantee_met": self.guarantee_met,
             "images": images,
             "unreadable": [asdict(entry) for entry in self.unreadable],
+            "notes": dict(self.notes),
         }
 
     def to_csv(self, path: str | os.PathLike[str], *, overlays: Mapping[str, Path] | None = None) -> Path:

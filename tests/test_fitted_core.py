@@ -138,6 +138,9 @@ CHOSEN = {
     "top_share": 0.2,
     "false_alarm_rate": 0.2,
     "calibration_images": 6,
+    "value_range": (0, 1000),
+    "bits": None,
+    "max_pixels": 10_000,
     "device": "cpu",
     "dtype": "float32",
     "batch_size": 3,
@@ -154,7 +157,7 @@ class TestChoices:
         detector = Detector(**CHOSEN).fit(parts)
         loaded = Detector.load(detector.save(tmp_path / "model.safetensors"), weights="random")
         assert loaded.parameters() == detector.parameters() == CHOSEN
-        for name in names - {"progress", "level", "backbone", "weights"}:
+        for name in names - {"progress", "level", "weights", "bits"}:
             default = inspect.signature(Detector).parameters[name].default
             assert default != loaded.parameters()[name] or name == "scorer", name
         assert np.array_equal(loaded.score(parts[:3]).scores, detector.score(parts[:3]).scores)

@@ -181,12 +181,13 @@ class Diagnosis:
         )
 
 
-def diagnose(images: Any, **parameters: Any) -> Diagnosis:
+def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any) -> Diagnosis:
     """Examine a set of good images.
 
     Parameters
     ----------
     images : folder, paths, arrays, PIL images, tensor or ImageSource
+    everything_is_good : see `Detector.fit`
     **parameters : of `Detector`; level and scorer are patch and knn unless said otherwise
 
     Raises
@@ -204,7 +205,9 @@ def diagnose(images: Any, **parameters: Any) -> Diagnosis:
     """
     source = open_source(images)
     # Every image may be the defective one, so every image is scored.
-    detector = Detector(**{"calibration_images": max(1, len(source)), **parameters}).fit(source)
+    detector = Detector(**{"calibration_images": max(1, len(source)), **parameters})
+    detector.fit(source, everything_is_good=everything_is_good)
+    source = detector.open(source)
     scores = detector.fitted_.train_scores
     indices = sorted(scores)
     X, _ = embed_whole(detector.embedder, source, np.array(indices), workers=detector.workers)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
-from anomalib_lite.embedding.weights import IMAGENET, Weights, fingerprint
+from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.processes import check_process
 
@@ -171,6 +171,13 @@ class Embedder:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         return (pixels * self._scale - self._shift).to(self.dtype).permute(0, 3, 1, 2)
+
+
+def weights_of(backbone: str, given: Weights | None, *, download: bool) -> Weights | None:
+    """Weights to open a stored model with: those given, else the backbone's own, over the network only if told to."""
+    if given is not None or backbone == BUILTIN:
+        return given
+    return IMAGENET if download else CACHED
 
 
 def check_image_size(side: int, *, smallest: int = 32) -> None:

@@ -82,6 +82,8 @@ class Fitted:
         Patches per image; (1, 1) at the global level.
     top_share : float
         Share of the largest patch scores whose mean is the image score.
+    value_range : (low, high) or None
+        Stored values that are black and white in pictures of more than 8 bits; None for the range of each file.
     origins : int64 (m, 2)
         Training image and patch of every row of the scorer's bank; empty for scorers that do not explain by neighbours.
     train : TrainingImages
@@ -96,6 +98,7 @@ class Fitted:
     top_share: float
     origins: np.ndarray
     train: TrainingImages
+    value_range: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)
 

@@ -45,6 +45,7 @@ class Plan:
     make_reduction, make_scorer : unfitted ones; the reduction for rows that can give so many components
     selection : RowSelection, unfitted
     false_alarm_rate, top_share, calibration_images, random_state : see `Detector`
+    value_range : how the images were read, kept in the result
     copies : rotated copies of every image, with consecutive indices; the first calibrates, all others left out
     parameters, embedder : kept in the result, see `Fitted`
     """
@@ -57,6 +58,7 @@ class Plan:
     calibration_images: int = 1000
     random_state: int = 0
     copies: int = 1
+    value_range: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)
 
@@ -210,6 +212,7 @@ def _finished(
         top_share=plan.top_share,
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
         train=train,
+        value_range=plan.value_range,
         parameters=plan.parameters,
         embedder=plan.embedder,
     )

@@ -51,6 +51,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "scorer": {"name": scorer.name, "parameters": scorer.parameters()},
         "grid": list(fitted.grid),
         "top_share": fitted.top_share,
+        "value_range": fitted.value_range,
         "calibration": fitted.calibration.settings(),
         "train_ids": list(fitted.train.ids),
         "unreadable": [[entry.index, entry.id, entry.reason] for entry in fitted.train.unreadable],
@@ -82,6 +83,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         top_share=float(values["top_share"]),
         origins=origins,
         train=train,
+        value_range=None if values["value_range"] is None else _range(*values["value_range"]),
         parameters=values["parameters"],
         embedder=values["embedder"],
     )
@@ -102,6 +104,12 @@ def _training_images(state: Arrays, values: dict[str, Any]) -> TrainingImages:
     if state["sizes"].dtype.kind != "i" or (state["sizes"] < 0).any():
         raise ValueError("train.sizes holds what is no size")
     return TrainingImages(tuple(ids), state["sizes"], unreadable, calibrating, state["scores"], copies)
+
+
+def _range(low: int, high: int) -> tuple[int, int]:
+    if not (isinstance(low, int) and isinstance(high, int) and -(2**31) <= low < high < 2**32):
+        raise ValueError(f"value_range is {low, high}")
+    return low, high
 
 
 def _check_it_tells_apart(fitted: Fitted) -> None:

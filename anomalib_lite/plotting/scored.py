@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.reading import Reading, UnreadableImageError
 from anomalib_lite.images.sources import open_source
 
 
@@ -33,6 +33,8 @@ class Scored(Protocol):
     def map_scale(self) -> tuple[float, float]: ...
     @property
     def nearest(self) -> Sequence[Any] | None: ...
+    @property
+    def reading(self) -> Reading | None: ...
     def anomaly_map(self, i: int) -> np.ndarray: ...
 
 
@@ -42,7 +44,7 @@ def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
     A folder on a line does not stand still: for a picture that has gone, cannot be read or has another size by now it
     raises UnreadableImageError. If none of the scored images is among those given, that is a ValueError at once.
     """
-    source = open_source(images)
+    source = open_source(images, scores.reading)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
     if scores.ids and position.keys().isdisjoint(scores.ids):
         raise ValueError(f"{scores.ids[0]!r} was scored but is not among the images given; give the same images")

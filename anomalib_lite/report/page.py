@@ -35,7 +35,7 @@ from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import drift
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.plotting.retrieval import plot_retrieval
@@ -78,14 +78,14 @@ def write_report(
     OSError
         If the page cannot be written.
     """
-    opened = open_source(images)
+    opened = detector.open(images)
     source = opened if isinstance(opened, Thumbnails) else Thumbnails(opened)
     if scores is None:
         scores = detector.score(source)
     if len(scores) == 0:
         reasons = "".join(f"\n  {entry.reason}" for entry in scores.unreadable[:5])
         raise ValueError(f"none of {len(source)} images can be read; there is nothing to report{reasons}")
-    training = None if training_images is None else open_source(training_images)
+    training = None if training_images is None else detector.open(training_images)
     lost: dict[str, str] = {}
     # Figures first: what they read leaves its small picture behind, and is not decoded again.
     figures = _figures(detector, scores, kinds_of(scores.ids), source, training, lost)

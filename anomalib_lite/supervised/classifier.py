@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_lite.embedding.builtin import BUILTIN
-from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
+from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised, weights_of
 from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.files.model_file import ModelFileError
@@ -31,7 +31,6 @@ from anomalib_lite.supervised.network_files import (
     described_backbone,
     load_network,
     save_network,
-    weights_of,
     without_memory,
 )
 from anomalib_lite.supervised.networks import (

@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from anomalib_lite.embedding.builtin import BUILTIN
-from anomalib_lite.embedding.weights import CACHED, IMAGENET, StoredWeights, Weights, WeightsError
+from anomalib_lite.embedding.weights import StoredWeights, WeightsError
 from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError
 
@@ -78,13 +77,6 @@ def load_network(
             f"{Path(path).name} is damaged: something is missing or malformed in it ({str(error)[:500]})"
         ) from error
     return model, network.eval()
-
-
-def weights_of(backbone: str, given: Weights | None, *, download: bool) -> Weights | None:
-    """Those given, else the backbone's own, which come over the network only if told to."""
-    if given is not None or backbone == BUILTIN:
-        return given
-    return IMAGENET if download else CACHED
 
 
 def checked(config: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
