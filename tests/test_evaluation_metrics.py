@@ -15,7 +15,6 @@ from anomalib_lite.evaluation.metrics import (
     image_metrics,
     misordered_pairs,
     per_kind_auroc,
-    recall_at,
 )
 
 
@@ -60,13 +59,6 @@ def test_metrics_see_only_ranks():
     # 1e4 + tiny differences is where a sigmoid or float32 would tie everything.
     for same in (np.exp(scores), 1e4 + 1e-6 * scores):
         assert image_metrics(labels[order], same[order]) == expected
-
-
-def test_recall_at_names_the_strictness():
-    labels, scores = [0, 1, 1, 1], [9.0, 1.0, 2.0, 3.0]
-    assert recall_at(labels, scores, 2.0, inclusive=True) == pytest.approx(2 / 3)
-    assert recall_at(labels, scores, 2.0, inclusive=False) == pytest.approx(1 / 3)
-    assert recall_at([1], [0.5], 0.1, inclusive=False) == 1.0  # needs no good sample
 
 
 def test_per_kind_auroc_compares_each_kind_with_all_good_ones():

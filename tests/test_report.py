@@ -16,8 +16,7 @@ from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.sources import ListSource
 from anomalib_lite.report import page as report
-from anomalib_lite.report.page import kinds_of, write_report
-from anomalib_lite.report.thumbnails import Thumbnails
+from anomalib_lite.report.page import Thumbnails, kinds_of, write_report
 
 HOSTILE = "</script><img src=x onerror=alert(1)>@@data@@.png"
 CHROMIUM = next(

@@ -17,6 +17,7 @@ from anomalib_lite.plotting.style import (
     legend,
     logarithmic,
     new_figure,
+    one_axis,
     shortened,
     whole_numbers,
 )
@@ -24,8 +25,7 @@ from anomalib_lite.plotting.style import (
 
 def plot_elbow(result: Elbow) -> Figure:
     """Inertia over the number of clusters, the knee marked."""
-    figure = new_figure(height=2.8)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis()
     axis.plot(result.counts, result.inertias, "o-", color=COLOURS[0], markersize=4)
     axis.axvline(result.k, color=ALARM, linestyle="--", label=f"elbow: {result.k} clusters")
     axis.set_ylim(bottom=0)
@@ -59,8 +59,7 @@ def plot_silhouette(result: Silhouette) -> Figure:
 
 def plot_k_distance(result: KDistance) -> Figure:
     """Sorted distances to the k-th neighbour, the knee and its eps marked."""
-    figure = new_figure(height=2.8)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis()
     axis.plot(np.arange(1, len(result.distances) + 1), result.distances, color=COLOURS[0])
     axis.axhline(result.eps, color=ALARM, linestyle="--", label=f"knee: eps {result.eps:.3g}")
     axis.plot(result.knee + 1, result.eps, "o", color=ALARM, markersize=5)
@@ -72,8 +71,7 @@ def plot_k_distance(result: KDistance) -> Figure:
 
 def plot_dbscan_sweep(result: DBSCANSweep, eps: float | None = None) -> Figure:
     """Clusters and share of noise over eps; `eps` is marked."""
-    figure = new_figure(height=2.8)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis()
     twin = axis.twinx()
     twin.spines["top"].set_visible(False)
     twin.tick_params(labelsize=TEXT - 1)
@@ -95,8 +93,7 @@ def plot_dbscan_sweep(result: DBSCANSweep, eps: float | None = None) -> Figure:
 
 def plot_explained_variance(result: ExplainedVariance) -> Figure:
     """Share of variance explained by the first components, together."""
-    figure = new_figure(height=2.8)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis()
     axis.plot(np.arange(1, len(result.ratios) + 1), np.cumsum(result.ratios), color=COLOURS[0])
     for share, dash in zip((0.9, 0.95, 0.99), DASHES, strict=False):
         count = result.components_for(share)
@@ -110,8 +107,7 @@ def plot_explained_variance(result: ExplainedVariance) -> Figure:
 
 def plot_suspicious(result: Suspicious, most: int = 8) -> Figure:
     """Scores of all training images, in order; the worst are named."""
-    figure = new_figure(height=3.2)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(height=3.2)
     ranks = np.arange(1, len(result.scores) + 1)
     inside = ~result.outlying
     axis.plot(ranks[inside], result.scores[inside], "o", color=GOOD, markersize=3, label="training images")

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from anomalib_lite.diagnosis.projection import EmbeddingMap
-from anomalib_lite.plotting.style import ALARM, COLOURS, GOOD, MARKERS, TEXT, axes_of, legend, new_figure, shortened
+from anomalib_lite.plotting.style import ALARM, COLOURS, GOOD, MARKERS, TEXT, legend, one_axis, shortened
 
 TRAINING = "training"
 _NAMES = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -38,8 +38,7 @@ def plot_embedding_map(
         Drawn for some dozens of points that lie apart.
     """
     names, points = np.asarray(kinds)[result.rows], result.points
-    figure = new_figure(height=4.6)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(height=4.6)
     axis.spines[:].set_visible(False)
     axis.set_xticks([])
     axis.set_yticks([])

@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.special import bdtr, betaincinv, expit, logit, ndtri
+from scipy.special import expit, logit, ndtri
+from scipy.stats import binom, binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Floats = NDArray[np.float64]
@@ -188,24 +189,6 @@ def fpr_at_full_recall(labels: ArrayLike, scores: ArrayLike) -> float:
     return float(np.mean(good >= defective.min()))
 
 
-def recall_at(labels: ArrayLike, scores: ArrayLike, threshold: float, inclusive: bool) -> float:
-    """Share of defective samples that alarm at a threshold; good ones are not needed.
-
-    `threshold` is in the unit of the scores; `inclusive` says whether a score equal to it alarms, which it
-    does not at a `Calibration.threshold`. Raises UndefinedMetricError if no sample is defective.
-
-    Examples
-    --------
-    >>> recall_at([0, 1, 1], [0.1, 0.4, 0.9], threshold=0.4, inclusive=False)
-    0.5
-    """
-    is_defective, values = _checked(labels, scores)
-    defective = values[is_defective]
-    if defective.size == 0:
-        raise UndefinedMetricError(f"no defective sample among the {values.size} given")
-    return float(np.mean(defective >= threshold if inclusive else defective > threshold))
-
-
 def per_kind_auroc(labels: ArrayLike, kinds: Sequence[str], scores: ArrayLike) -> dict[str, float]:
     """AUROC of each kind of defect against all good samples, in alphabetical order of the kinds.
 
@@ -242,10 +225,8 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
     """
     if not 0 <= successes <= n or n < 1:
         raise ValueError(f"{successes} successes of {n} trials: need 0 <= successes <= n and n >= 1")
-    tail = (1.0 - _checked_level(level)) / 2
-    low = 0.0 if successes == 0 else float(betaincinv(successes, n - successes + 1, tail))
-    high = 1.0 if successes == n else float(betaincinv(successes + 1, n - successes, 1.0 - tail))
-    return low, high
+    interval = binomtest(successes, n).proportion_ci(_checked_level(level), method="exact")
+    return float(interval.low), float(interval.high)
 
 
 def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
@@ -262,8 +243,8 @@ def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
     if not 0.0 <= p <= 1.0 or n < 1:
         raise ValueError(f"rate {p} and {n} trials: need a rate in [0, 1] and n >= 1")
     tail = (1.0 - _checked_level(level)) / 2
-    at_most = bdtr(np.arange(n, dtype=np.float64), n, p)  # P(count <= k) for k < n; at n it is 1
-    return int(np.searchsorted(at_most, tail)), int(np.searchsorted(at_most, 1.0 - tail))
+    low, high = binom.ppf([tail, 1.0 - tail], n, p)
+    return max(int(low), 0), max(int(high), 0)  # SciPy says -1 where all of the probability is at 0
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

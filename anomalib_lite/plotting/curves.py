@@ -6,6 +6,7 @@ Scores and labels in, one Figure out. Labels are True for defective; kinds name 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from anomalib_lite.plotting.style import (
     label,
     legend,
     new_figure,
+    one_axis,
     shortened,
     whole_numbers,
 )
@@ -55,28 +57,19 @@ def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: flo
         if threshold is not None:
             axis.axvline(threshold, color=ALARM, linestyle="--", linewidth=1.2)
     if threshold is not None:
-        axes[0].annotate(
-            f"alarm above {threshold:.3g}",
-            (threshold, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, 2),
-            textcoords="offset points",
-            fontsize=TEXT - 1,
-            color=ALARM,
-        )
+        where: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "xytext": (3, 2), "textcoords": "offset points"}
+        axes[0].annotate(f"alarm above {threshold:.3g}", (threshold, 1), fontsize=TEXT - 1, color=ALARM, **where)
     axes[-1].set_xlabel("anomaly score", fontsize=TEXT)
     return figure
 
 
 def plot_roc(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
     """ROC curves of one or several detectors on the same images."""
-    figure = new_figure(width=3.6, height=3.6)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(width=3.6, height=3.6)
     for number, (name, values) in enumerate(scores.items()):
         truth, places = _ranked(labels, values)
-        false, true, _ = roc_curve(truth, places)
         title = f"{shortened(name)}, AUROC {roc_auc_score(truth, places):.3f}"
-        axis.plot(false, true, _dash(number), color=COLOURS[number % len(COLOURS)], label=title)
+        axis.plot(*roc_curve(truth, places)[:2], _dash(number), color=COLOURS[number % len(COLOURS)], label=title)
     axis.plot([0, 1], [0, 1], ":", color=GOOD, linewidth=1, label="chance")
     axis.set_aspect("equal")
     label(axis, "false alarms (share of good images)", "recall (share of defective ones)", "ROC")
@@ -86,8 +79,7 @@ def plot_roc(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
 
 def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) -> Figure:
     """Precision over recall of one or several detectors on the same images."""
-    figure = new_figure(width=3.6, height=3.6)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(width=3.6, height=3.6)
     for number, (name, values) in enumerate(scores.items()):
         truth, places = _ranked(labels, values)
         # From the highest score on; the last point, at recall 0, is no threshold's.
@@ -96,9 +88,7 @@ def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) ->
         colour = COLOURS[number % len(COLOURS)]
         axis.step(recall, precision, _dash(number), where="post", color=colour, label=title)
     axis.axhline(np.mean(np.asarray(labels, dtype=bool)), color=GOOD, linestyle=":", linewidth=1, label="chance")
-    axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(0, 1.03)
-    axis.set_aspect("equal")
+    axis.set(xlim=(-0.02, 1.02), ylim=(0, 1.03), aspect="equal")
     label(axis, "recall", "precision", "Precision and recall")
     legend(axis, loc="lower left")
     return figure
@@ -110,8 +100,7 @@ def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     counts = confusion_matrix(actual, predicted, labels=classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.55 * len(classes)
-    figure = new_figure(width=side + 0.6, height=side)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(width=side + 0.6, height=side)
     axis.imshow(shares, cmap="Greys", vmin=0, vmax=1)
     for i, j in np.ndindex(counts.shape):
         ink = "white" if shares[i, j] > 0.5 else "black"
@@ -132,8 +121,7 @@ def plot_calibration(p_values: ArrayLike, labels: ArrayLike | None = None) -> Fi
     good = p if labels is None else p[~np.asarray(labels, dtype=bool)]
     targets = np.linspace(0.005, 0.3, 60)
     observed = [(good <= target).mean() if len(good) else np.nan for target in targets]
-    figure = new_figure(width=3.8, height=3.4)
-    (axis,) = axes_of(figure)
+    figure, axis = one_axis(width=3.8, height=3.4)
     n = max(1, len(good))
     low, high = binom.ppf([0.025], n, targets) / n, binom.ppf([0.975], n, targets) / n
     axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="mid", label="95 % of chance")
@@ -152,14 +140,9 @@ def plot_training(history: Mapping[str, Sequence[float]]) -> Figure:
     figure = new_figure(height=2.8)
     for axis, family in zip(axes_of(figure, 1, len(families)), families, strict=True):
         for number, (name, values) in enumerate(item for item in history.items() if item[0].endswith(family)):
-            axis.plot(
-                range(1, len(values) + 1),
-                values,
-                _dash(number) + MARKERS[number % len(MARKERS)],
-                markersize=3,
-                color=COLOURS[number % len(COLOURS)],
-                label=shortened(name.rsplit("_", 1)[0].replace("_", " ")),
-            )
+            style = _dash(number) + MARKERS[number % len(MARKERS)]
+            colour, title = COLOURS[number % len(COLOURS)], shortened(name.rsplit("_", 1)[0].replace("_", " "))
+            axis.plot(range(1, len(values) + 1), values, style, markersize=3, color=colour, label=title)
         whole_numbers(axis, "x")
         label(axis, "epoch", family)
         legend(axis)

@@ -41,8 +41,8 @@ class Scored(Protocol):
 def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
     """A function from a position in `scores` to that picture, uint8 (H, W, 3).
 
-    A folder on a line does not stand still: for a picture that has gone, cannot be read or has another size by now it
-    raises UnreadableImageError. If none of the scored images is among those given, that is a ValueError at once.
+    It raises UnreadableImageError for one that has gone, cannot be read or has another size by now: a folder on a line
+    does not stand still. If none of the scored images is among those given, that is a ValueError at once.
     """
     source = open_source(images, scores.reading)
     position = {image_id: i for i, image_id in enumerate(source.ids)}
@@ -53,10 +53,7 @@ def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
         name = scores.ids[i]
         if name not in position:
             raise UnreadableImageError(f"{name}: was scored but is not among the images given; give the same images")
-        try:
-            pixels = source.read(position[name])
-        except OSError as error:  # of a source of the caller's own
-            raise UnreadableImageError(f"{name}: {error}; copy the image again") from error
+        pixels = source.read(position[name])
         if pixels.shape[:2] != tuple(scores.image_sizes[i]):
             sizes = f"{pixels.shape[:2]}, but was {tuple(scores.image_sizes[i])} when scored"
             raise UnreadableImageError(f"{name}: its (height, width) is {sizes}; score it again")

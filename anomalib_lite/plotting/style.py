@@ -46,6 +46,12 @@ def new_figure(width: float = PAGE_WIDTH, height: float = 3.2) -> Figure:
     return figure
 
 
+def one_axis(width: float = PAGE_WIDTH, height: float = 2.8) -> tuple[Figure, Axes]:
+    """A figure of one plot."""
+    figure = new_figure(width, height)
+    return figure, axes_of(figure)[0]
+
+
 def axes_of(figure: Figure, rows: int = 1, columns: int = 1, **options: Any) -> list[Axes]:
     """Axes of a grid, row by row, with small text and no box around them."""
     axes = list(figure.subplots(rows, columns, squeeze=False, **options).flat)

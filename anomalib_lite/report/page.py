@@ -40,12 +40,12 @@ from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.plotting.retrieval import plot_retrieval
 from anomalib_lite.plotting.scored import pictures_of
-from anomalib_lite.report.thumbnails import Thumbnails, webp
 from anomalib_lite.results import Scores
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 # Bytes for all pictures together, so that a page of 5 000 images stays below 30 MB with its maps.
 _PICTURE_BYTES = 14_000_000
+_SIDE = 320  # of a picture, in pixels at most; smaller ones when there are too many
 _SIDES = (256, 192, 128, 96, 64)
 _RETRIEVALS = 6  # alarms explained by their nearest good patch
 _PACKAGES = ("anomalib_lite", "torch", "torchvision", "numpy", "scikit-learn", "umap-learn", "pillow")
@@ -106,6 +106,26 @@ def write_report(
         },
     )
     return write_atomically(Path(path), page.encode("utf-8", errors="backslashreplace"))
+
+
+class Thumbnails:
+    """An image source that keeps a small picture, some 10 kB of WebP, of every image read through it.
+
+    Give it to `Detector.score` and then to `write_report`, and no image is decoded twice. `pictures` is by position.
+    """
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source, self.ids = source, source.ids
+        self.pictures: dict[int, bytes] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, i: int) -> np.ndarray:
+        pixels = self.source.read(i)
+        if i not in self.pictures:
+            self.pictures[i] = _webp(Image.fromarray(pixels), _SIDE)
+        return pixels
 
 
 def kinds_of(ids: Iterable[str]) -> list[str]:
@@ -223,9 +243,16 @@ def _pictures(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[
         for side in _SIDES:
             if sum(4 * len(content) // 3 for content in found.values()) <= _PICTURE_BYTES:
                 break
-            smaller = [pool.submit(webp, Image.open(io.BytesIO(content)), side) for content in found.values()]
+            smaller = [pool.submit(_webp, Image.open(io.BytesIO(content)), side) for content in found.values()]
             found = {i: made.result() for i, made in zip(found, smaller, strict=True)}
     return found
+
+
+def _webp(picture: Image.Image, side: int) -> bytes:
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "WEBP", quality=70, method=2)
+    return buffer.getvalue()
 
 
 def _figures(
@@ -245,11 +272,11 @@ def _figures(
     ]
     vectors, rows = _vectors(detector, scores, source)
     names, alarms, duplicates = [kinds[i] for i in rows], scores.alarms[rows], ""
-    others, kept = (None, []) if training is None else _embedded(detector, training, None)
+    others, kept = (None, []) if training is None else _embedded(detector, training, [*range(len(training))])
     if training is not None and others is not None:
-        train_ids = [training.ids[i] for i in kept]
         if vectors is not None:
-            duplicates = _duplicates(near_duplicates(others, train_ids, vectors, [scores.ids[i] for i in rows]))
+            ids, train_ids = [scores.ids[i] for i in rows], [training.ids[i] for i in kept]
+            duplicates = _duplicates(near_duplicates(others, train_ids, vectors, ids))
         vectors = others if vectors is None else np.concatenate([others, vectors])
         names = [TRAINING] * len(others) + names
         alarms = np.append(np.zeros(len(others), dtype=bool), alarms)
@@ -285,12 +312,9 @@ def _vectors(detector: Detector, scores: Scores, source: Thumbnails) -> tuple[np
     return vectors, [scored[i] for i in kept]
 
 
-def _embedded(
-    detector: Detector, source: ImageSource, indices: list[int] | None
-) -> tuple[np.ndarray | None, list[int]]:
-    wanted = None if indices is None else np.array(indices, dtype=np.int64)
+def _embedded(detector: Detector, source: ImageSource, wanted: list[int]) -> tuple[np.ndarray | None, list[int]]:
     try:
-        return embed_whole(detector.embedder, source, wanted, workers=detector.workers)
+        return embed_whole(detector.embedder, source, np.array(wanted, dtype=np.int64), workers=detector.workers)
     except ValueError:  # not one of them can be read any more
         return None, []
 
