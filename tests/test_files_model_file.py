@@ -168,19 +168,21 @@ class TestForeignFiles:
             load_file(path)
 
     def test_other_format(self, path):
-        path.write_bytes(save({}, {"manifest": json.dumps({"format": "someone's", "version": 1})}))
+        path.write_bytes(save({"none": np.zeros(1)}, {"manifest": json.dumps({"format": "someone's", "version": 1})}))
         with pytest.raises(ModelFileError, match='is of format "someone\'s", not'):
             load_file(path)
 
     def test_newer_version(self, path):
-        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": VERSION + 1})}))
+        path.write_bytes(
+            save({"none": np.zeros(1)}, {"manifest": json.dumps({"format": FORMAT, "version": VERSION + 1})})
+        )
         with pytest.raises(
             ModelFileError, match=rf"version 3, this .* reads version {VERSION}; update the package with pip install -U"
         ):
             load_file(path)
 
     def test_older_version(self, path):
-        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": 1})}))
+        path.write_bytes(save({"none": np.zeros(1)}, {"manifest": json.dumps({"format": FORMAT, "version": 1})}))
         with pytest.raises(
             ModelFileError, match=rf"version 1, this installation reads version {VERSION}; fit and save again"
         ):
@@ -188,7 +190,7 @@ class TestForeignFiles:
 
     @pytest.mark.parametrize("version", ["2", None, 1.5, 2.0, True, -5, 0, 10**30, [[[]]], {"a": 1}, float("nan")])
     def test_no_version(self, path, version):
-        path.write_bytes(save({}, {"manifest": json.dumps({"format": FORMAT, "version": version})}))
+        path.write_bytes(save({"none": np.zeros(1)}, {"manifest": json.dumps({"format": FORMAT, "version": version})}))
         with pytest.raises(ModelFileError, match=r"model\.safetensors is damaged: .* is no format version"):
             load_file(path)
 
@@ -200,7 +202,12 @@ class TestForeignFiles:
         if where != "manifest":
             entry = json.dumps({where: json.loads(header)[where]})[1:-1]
             nested = header.replace(entry, f'"{where}": {nested}')
-        path.write_bytes(save({}, {"manifest": nested, "sha256": model_file._checksum(nested, {})}))
+        path.write_bytes(
+            save(
+                {"none": np.zeros(1)},
+                {"manifest": nested, "sha256": model_file._checksum(nested, {"none": np.zeros(1)})},
+            )
+        )
         with (
             suppress(ModelFileError) if where == "more" else pytest.raises(ModelFileError, match=r"model\.safetensors ")
         ):
