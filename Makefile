@@ -4,13 +4,24 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint docs clean
+LOWEST := .venv-lowest
+
+.PHONY: demo test test-lowest lint docs clean
 
 demo: $(READY)
 	$(BIN)/anomalib-lite demo -o demo-output
 
 test: lint
 	$(BIN)/python -m pytest
+
+# The lowest versions that pyproject.toml allows: they are installed, and all but the slow tests pass on them. A few
+# gigabytes, since torch's older wheels bring CUDA; so it stands beside `test`.
+test-lowest:
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet --resolution lowest-direct -e .
+	VIRTUAL_ENV=$(LOWEST) $(LOWEST)/bin/uv pip install --quiet pytest pytest-timeout
+	$(LOWEST)/bin/python -m pytest -m "not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -30,4 +41,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache

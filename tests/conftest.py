@@ -9,6 +9,15 @@ import pytest
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.machine.memory import peak_rss_mb
 
+SECONDS_FOR_SLOW = 900
+
+
+def pytest_collection_modifyitems(items):
+    """More time for slow tests than `timeout` in pyproject.toml gives, unless they say how much."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SECONDS_FOR_SLOW))
+
 
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory):

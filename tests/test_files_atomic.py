@@ -233,6 +233,18 @@ class TestKills:
         write_atomically(path, b"new")
         assert litter(path) == sorted(others)
 
+    def test_a_pipe_by_such_a_name_hangs_nobody(self, path):
+        os.mkfifo(path.with_name(f".{path.name}.0123456789abcdef.part"))
+        write_atomically(path, b"new")
+        assert len(litter(path)) == 1
+
+    def test_names_with_special_characters(self, path):
+        path = path.with_name("[a-c]*?.bin")
+        part = path.with_name(f".{path.name}.0123456789abcdef.part")
+        part.write_bytes(b"half")
+        write_atomically(path, b"new")
+        assert litter(path) == []
+
     def test_an_empty_one_is_swept_when_it_is_old(self, path):
         part = path.with_name(f".{path.name}.0123456789abcdef.part")
         part.touch()

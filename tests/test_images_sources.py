@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_lite.images.loading import guess_value_range
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError
 from anomalib_lite.images.rotation import RotatedSource
-from anomalib_lite.images.sources import OVERLAYS_MARK, ImageSource, guess_value_range, list_images, open_source
+from anomalib_lite.images.sources import OVERLAYS_MARK, ImageSource, list_images, open_source
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
@@ -265,6 +266,10 @@ class TestGuessedRange:
         monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("8 bits are seen in the header"))
         assert guess_value_range(open_source(folder)) is None
         assert guess_value_range(open_source(PIXELS)) is None
+
+    def test_passes_over_what_cannot_be_read(self):
+        deep = np.full((4, 4), 900, np.uint16)
+        assert guess_value_range(open_source(["gone.png", torch.zeros(7, 8, 9), np.zeros((0, 4)), deep])) == (0, 1023)
 
     def test_ignores_alpha_and_takes_colour(self):
         rgba = np.full((4, 4, 4), 900, np.uint16)

@@ -7,8 +7,8 @@ then it takes the target's name. What a killed writer left is unlocked, and goes
 from __future__ import annotations
 
 import errno
+import glob
 import os
-import re
 import secrets
 import stat
 import time
@@ -51,10 +51,9 @@ def write_atomically(path: Path, content: bytes) -> Path:
             os.replace(file.name, target)
     with suppress(OSError):  # a name is on the disk only with its folder, which not every system can write out
         folder = os.open(target.parent, os.O_RDONLY)
-        try:
+        with suppress(OSError):
             os.fsync(folder)
-        finally:
-            os.close(folder)
+        os.close(folder)
     return path
 
 
@@ -70,10 +69,10 @@ def saved_to(path: Path) -> Path:
         target = Path(os.path.realpath(path))
         with suppress(FileNotFoundError):
             mode = os.stat(path).st_mode  # not of `target`: /dev/stdout leads to a name that is no path
-            if stat.S_ISDIR(mode):
-                raise IsADirectoryError(errno.EISDIR, "a folder is there")
             if not stat.S_ISREG(mode):
-                raise OSError(errno.EINVAL, "a device, pipe or socket is there, which a file would take the place of")
+                folder = stat.S_ISDIR(mode)
+                what = "folder" if folder else "device, pipe or socket"
+                raise OSError(errno.EISDIR if folder else errno.EINVAL, f"a {what} is there")
         os.stat(target.parent)
         if not os.access(target.parent, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
@@ -85,9 +84,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or error
         raise OSError(
-            error.errno,
-            f"cannot save {path}: {error.strerror or error}; nothing was changed, choose another place",
+            error.errno, f"cannot save {path}: {reason}; nothing was changed, choose another place"
         ) from error
 
 
@@ -106,12 +105,11 @@ def _part_of(target: Path, mode: int) -> Iterator[BinaryIO]:
 
 def _sweep(target: Path) -> None:
     """Remove what killed saves to `target` left; not what another process is writing, which holds a lock on it."""
-    ours = re.compile(rf"\.{re.escape(target.name)}\.[0-9a-f]{{16}}\.part")
-    for entry in os.scandir(target.parent) if fcntl else ():
-        if not ours.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+    for part in target.parent.glob(f".{glob.escape(target.name)}.{'[0-9a-f]' * 16}.part") if fcntl else ():
+        if not part.is_file():
             continue
-        with suppress(OSError), open(entry.path, "rb") as file:
+        with suppress(OSError), part.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = entry.stat()
+            found = part.stat()
             if found.st_size or found.st_mtime < time.time() - 60:  # empty: created this instant, and locked the next
-                os.unlink(entry.path)
+                part.unlink()

@@ -70,9 +70,8 @@ def load_file(path: str | os.PathLike[str], *, kind: str = DETECTOR) -> tuple[di
     try:
         size = path.stat().st_size
         with path.open("rb") as start:
-            excess = _excess(start.read(8), size)
-        if excess:
-            raise ValueError(excess)
+            if excess := _excess(start.read(8), size):
+                raise ValueError(excess)
         with safe_open(path, framework="numpy") as file:  # which sees to it that the arrays fill the file, once
             metadata = file.metadata() or {}
             arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
@@ -95,15 +94,10 @@ def load_file(path: str | os.PathLike[str], *, kind: str = DETECTOR) -> tuple[di
     if type(version) is not int or not 0 < version < 1000:
         raise ModelFileError(f"{path.name} is damaged: {reprlib.repr(version)} is no format version")
     if version != VERSION:
-        remedy = "update the package with pip install -U anomalib_lite" if version > VERSION else "fit and save again"
-        raise ModelFileError(
-            f"{path.name} has format version {version}, this installation reads version {VERSION}; {remedy}"
-        )
+        remedy = "update the package with pip install -U anomalib_lite" if version > VERSION else "fit again"
+        raise ModelFileError(f"{path.name} has format version {version}, and {VERSION} is read here; {remedy}")
     if metadata.get(_CHECKSUM) != _checksum(metadata[_MANIFEST], arrays):
-        raise ModelFileError(
-            f"{path.name} is damaged: what it holds is not what was saved (its SHA-256 differs); take a sound copy, or "
-            "fit and save again"
-        )
+        raise ModelFileError(f"{path.name} is damaged: it is not what was saved (its SHA-256 differs); fit again")
     if stored != kind:
         raise ModelFileError(f"{path.name} holds a {stored}, not a {kind}; open it with {stored.capitalize()}.load()")
     return arrays, manifest

@@ -6,19 +6,20 @@ processes, and faiss and torch are not forked with their OpenMP pools (which is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.reading import UnreadableImageError, deepest_value
+from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource
 
 
 @dataclass(frozen=True)
@@ -146,26 +147,48 @@ def resize(pixels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
-def _ahead(
-    load_one: Callable[[int], LoadedImage | UnreadableImage],
-    indices: Iterable[int],
-    workers: int,
-    prefetch: int,
-) -> Iterator[LoadedImage | UnreadableImage]:
+def guess_value_range(source: ImageSource, *, workers: int | None = None) -> tuple[int, int] | None:
+    """Tell how many bits the pictures of more than 8 bits use: `Reading.value_range` of 8, 10, 12 or 14 bits.
+
+    Looks at the header of every file, and at the pixels of those that have more than 8 bits and do not declare their
+    range, until one uses the highest bits.
+
+    Returns
+    -------
+    (0, white) or None
+        None where all 16 bits are used (as by 12 bits stored as multiples of 16), where there is no such picture, and
+        for a source of the user's own.
+    """
+    if not isinstance(source, FolderSource | ListSource):
+        return None
+    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    largest = 0
+
+    def deepest(i: int) -> int:
+        with contextlib.suppress(UnreadableImageError):
+            return deepest_value(source.item(i), source.ids[i], source.reading) or 0
+        return 0
+
+    for value in _ahead(deepest, range(len(source)), workers, 2 * workers):
+        largest = max(largest, value)
+        if largest > 16383:
+            return None
+    return next(((0, white) for white in (255, 1023, 4095, 16383) if 0 < largest <= white), None)
+
+
+def _ahead(load_one: Callable[[int], Any], indices: Iterable[int], workers: int, prefetch: int) -> Iterator[Any]:
     if workers == 0:
         yield from map(load_one, indices)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="anomalib_lite-load")
     try:
         remaining = iter(indices)
-        window: deque[Future[LoadedImage | UnreadableImage]] = deque(
-            pool.submit(load_one, i) for i in islice(remaining, prefetch)
-        )
+        window: deque[Future[Any]] = deque(pool.submit(load_one, i) for i in islice(remaining, prefetch))
         while window:
-            image = window.popleft().result()
+            loaded = window.popleft().result()
             # Refilled before yielding, so the threads decode while the caller works.
             window.extend(pool.submit(load_one, i) for i in islice(remaining, 1))
-            yield image
+            yield loaded
     finally:
         # Also when the caller stops early: nothing queued is begun any more.
         pool.shutdown(cancel_futures=True)

@@ -114,8 +114,8 @@ def read_image(
     source : path, bytes or PIL.Image.Image
         One image: PNG, JPEG, BMP, TIFF, WebP or PNM (PPM, PGM, PBM), recognised by content, not by suffix.
     reading : Reading, optional
-        Range and limits. Memory at the peak, by measurement: 7 to 9 bytes per pixel of 8-bit files, 14 of 16-bit
-        colour, twice the decoder's 1 to 4 more where the picture has to be turned.
+        Range and limits. Memory at the peak (`benchmarks/reading.py`): 4 bytes per pixel of a grey picture, 8 in
+        colour, 12 in colour of 16 bits, 16 of a WebP; and half as much again where it has to be turned.
     name : str, optional
         What to call the image in an error; by default the file's name.
     notes : list of str, optional
@@ -150,11 +150,7 @@ def read_image(
 
 
 def to_rgb(
-    array: np.ndarray,
-    *,
-    reading: Reading = DEFAULT_READING,
-    name: str = "array",
-    notes: list[str] | None = None,
+    array: np.ndarray, *, reading: Reading = DEFAULT_READING, name: str = "array", notes: list[str] | None = None
 ) -> np.ndarray:
     """Bring an array to 8-bit RGB.
 
@@ -226,18 +222,14 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     name = _name_of(path)
     decoded = _decode(path, name, DEFAULT_READING)
     assert decoded is not None
-    values = decoded.rows(0, decoded.height)
-    painted = np.ones(values.shape[:2], bool)
-    if values.ndim == 3:
-        colour = values[..., :3]
-        if values.shape[2] == 4 and values[..., 3].min() < values[..., 3].max():
-            painted = values[..., 3] > values[..., 3].max() / 2
-            shown = colour[painted]
-            if (shown == shown[0]).all():
-                colour = np.full_like(colour, 255)
-        values = colour.max(axis=2)
-    brightest = values.max()
-    many = len(np.unique(values)) > 16
+    stored = np.atleast_3d(decoded.rows(0, decoded.height))
+    values, painted = stored[..., :3].max(axis=2), np.ones(stored.shape[:2], bool)
+    if stored.shape[2] == 4 and stored[..., 3].min() < stored[..., 3].max():
+        painted = stored[..., 3] > stored[..., 3].max() / 2
+        shown = stored[painted][:, :3]
+        if (shown == shown[0]).all():
+            values = painted
+    brightest, many = values.max(), len(np.unique(values)) > 16
     # A compressed mask of values 0 and 1 is lost: black with traces, in which nothing is marked.
     least = max(brightest / 2, 16) if decoded.lossy else brightest / 2 if many and brightest > 32 else 0
     mask = (values > least) & painted
@@ -265,22 +257,16 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def deepest_value(item: Any, name: str, reading: Reading) -> int | None:
-    """Return the largest stored value of an image of more than 8 bits that does not declare its range itself.
+    """The largest stored value of an image of more than 8 bits that does not declare its range; else None.
 
-    Of any other image, or an unreadable one, None: for files, from their header alone.
+    Of a file with 8 bits only the header is read.
     """
     if isinstance(item, np.ndarray):
-        return (
-            int(item[..., :3].max() if item.ndim == 3 else item.max())
-            if item.dtype == np.uint16 and item.size
-            else None
-        )
-    with contextlib.suppress(UnreadableImageError):
-        decoded = _decode(item, name, reading, only_deep=True)
-        if decoded is not None and decoded.white == 65535:
-            bands = (np.atleast_3d(decoded.rows(*band))[..., :3] for band in _bands(decoded))
-            return max(int(values.max()) for values in bands)
-    return None
+        return int(np.atleast_3d(item)[..., :3].max()) if item.dtype == np.uint16 and item.size else None
+    decoded = _decode(item, name, reading, only_deep=True)
+    if decoded is None or decoded.white != 65535:
+        return None
+    return max(int(np.atleast_3d(decoded.rows(*band))[..., :3].max()) for band in _bands(decoded))
 
 
 class _Decoded(NamedTuple):
@@ -549,17 +535,13 @@ def _to_uint8(array: np.ndarray, white: int | None, name: str, reading: Reading)
     if array.dtype.kind in "iu":
         low, high = reading.value_range or (0, white)
         if high is None:
-            raise UnreadableImageError(
-                f"{name}: dtype {array.dtype} has no known range; give bool, uint8, uint16 or float in [0, 1], "
-                "or value_range"
-            )
+            hint = "give bool, uint8, uint16, float in [0, 1], or value_range"
+            raise UnreadableImageError(f"{name}: dtype {array.dtype} has no known range; {hint}")
         # 32-bit and signed TIFFs: their range only their maker knows. Guessing it per image would make the same part
         # bright in one and dark in the next.
         if reading.value_range is None and (array.min() < low or array.max() > high):
-            raise UnreadableImageError(
-                f"{name}: 32-bit or signed integers from {array.min()} to {array.max()}, range unknown; "
-                "save the image with 8 or 16 bits, or give value_range"
-            )
+            found = f"32-bit or signed integers from {array.min()} to {array.max()}, range unknown"
+            raise UnreadableImageError(f"{name}: {found}; save the image with 8 or 16 bits, or give value_range")
         return np.rint((np.clip(array.astype(np.float32), low, high) - low) * (255 / (high - low))).astype(np.uint8)
     if array.dtype.kind != "f":
         raise UnreadableImageError(f"{name}: dtype {array.dtype} is not of pixels; give bool, uint8, uint16 or float")
@@ -596,18 +578,18 @@ def _named_errors(name: str, source: Any) -> Iterator[None]:
 
 def _reason(source: Any, error: Exception) -> str:
     text = str(error) or type(error).__name__
-    if isinstance(error, _RefusedError):
-        return text
-    if isinstance(error, FileNotFoundError):
-        return f"no such file: {source}; check the path"
-    if isinstance(error, PermissionError):
-        return f"permission denied; make the file readable: {source}"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "not an image, or its header is damaged; PNG, JPEG, BMP, TIFF, WebP, PPM, PGM and PBM can be read"
-    if isinstance(error, Image.DecompressionBombError):  # only for WebP: its decoder comes before its size
-        return f"too large ({error}); make the image smaller, or raise PIL.Image.MAX_IMAGE_PIXELS"
-    if isinstance(error, MemoryError):
-        return "too large for the memory; make the image smaller"
+    known = {
+        _RefusedError: text,
+        FileNotFoundError: f"no such file: {source}; check the path",
+        PermissionError: f"permission denied; make the file readable: {source}",
+        Image.UnidentifiedImageError: "not an image, or its header is damaged; save it as PNG, JPEG, BMP, TIFF or WebP",
+        # For WebP only, whose size PIL checks itself while opening it.
+        Image.DecompressionBombError: f"too large ({text}); make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS",
+        MemoryError: "too large for the memory; make the image smaller",
+    }
+    for kind, reason in known.items():
+        if isinstance(error, kind):
+            return reason
     if "truncated" not in text.lower():
         return f"corrupt ({text}); copy or record the image again"
     if isinstance(source, Image.Image):

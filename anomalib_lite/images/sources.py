@@ -11,21 +11,13 @@ import copy
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.images.reading import (
-    DEFAULT_READING,
-    Reading,
-    UnreadableImageError,
-    deepest_value,
-    read_image,
-    to_rgb,
-)
+from anomalib_lite.images.reading import DEFAULT_READING, Reading, UnreadableImageError, read_image, to_rgb
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 # Pictures and films that are not read: listed all the same, so that nobody takes them for looked at.
@@ -129,39 +121,6 @@ def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
             "a PIL image, a torch tensor or a list of these"
         )
     return _open_list(list(images), reading)
-
-
-def guess_value_range(source: ImageSource) -> tuple[int, int] | None:
-    """Tell how many bits the pictures of 16 bits really use: (0, 255), (0, 1023), (0, 4095) or (0, 16383).
-
-    Looks at every picture that has more than 8 bits and does not declare its range; of files with 8 bits only at
-    the header. Stops at the first picture whose highest bits are used, in which case nothing need be guessed (nor
-    for 12 bits stored as multiples of 16).
-
-    Returns
-    -------
-    (0, white) or None
-        For `Reading.value_range`. None where all 16 bits are used, there is no such picture, or the source is one
-        of your own.
-    """
-    if not isinstance(source, FolderSource | ListSource):
-        return None
-
-    def deepest(i: int) -> int | None:
-        return deepest_value(source.item(i), source.ids[i], source.reading)
-
-    largest = 0
-    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="anomalib_lite-range")
-    try:
-        step = 64  # a part of the source at a time, so that a set that uses all its bits is left early
-        for start in range(0, len(source), step):
-            indices = range(start, min(start + step, len(source)))
-            largest = max([largest, *(value for value in pool.map(deepest, indices) if value is not None)])
-            if largest > 16383:
-                return None
-    finally:
-        pool.shutdown(cancel_futures=True)
-    return next(((0, white) for white in (255, 1023, 4095, 16383) if 0 < largest <= white), None)
 
 
 class FolderSource:

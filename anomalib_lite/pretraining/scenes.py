@@ -161,5 +161,5 @@ def _photographed(image: np.ndarray, random: Random) -> np.ndarray:
     if random.random() < 0.2:
         buffer = BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=int(random.integers(40, 96)))
-        pixels = np.asarray(Image.open(buffer))
+        pixels = np.asarray(Image.open(buffer, formats=["JPEG"]))
     return pixels
