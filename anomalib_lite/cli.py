@@ -83,7 +83,7 @@ _DETECTOR_FLAGS: dict[str, Any] = {
     "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
     "value_range": (str | None, typer.Option(help="values of black and white beyond 8 bits, such as 0,4095; or none")),
     "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
-    "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100 million]")),
+    "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100000000]")),
     "device": (str | None, typer.Option(help="auto, cpu or cuda")),
     "dtype": (str | None, typer.Option(help="auto, float32 or bfloat16")),
     "batch_size": (int | None, typer.Option(help="images per forward pass")),
@@ -267,8 +267,7 @@ def report(
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
     from anomalib_lite.files.atomic import saved_to
-    from anomalib_lite.report.page import write_report
-    from anomalib_lite.report.thumbnails import Thumbnails
+    from anomalib_lite.report.page import Thumbnails, write_report
 
     saved_to(output)
     detector = _loaded(model, weights, download, device, max_pixels)

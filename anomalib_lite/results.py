@@ -132,12 +132,16 @@ class Scores:
             "notes": dict(self.notes),
         }
 
-    def to_csv(self, path: str | os.PathLike[str], *, overlays: Mapping[str, Path] | None = None) -> Path:
+    def to_csv(self, path: str | os.PathLike[str], *, overlays: str | os.PathLike[str] | None = None) -> Path:
         """Write one line per image, unreadable ones included with their reason; returns the path.
 
-        `overlays`, what `save_overlays` returned, adds a column of the files that show each image's heat map.
+        `overlays`, the folder given to `save_overlays`, adds a column of the files that show each image's heat map.
         """
-        shown = overlays or {}
+        shown: dict[str, Path] = {}
+        if overlays is not None:
+            from anomalib_lite.plotting.overlays import overlay_folder
+
+            shown = {image_id: Path(overlays, name) for name, image_id in overlay_folder(overlays).items()}
         lines = [["id", "score", "p_value", "alarm", "unreadable", "overlay"]]
         for i, image_id in enumerate(self.ids):
             row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), ""]
@@ -150,9 +154,7 @@ class Scores:
         # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
         return write_atomically(Path(path), text.getvalue().encode("utf-8", errors="backslashreplace"))
 
-    def save_overlays(
-        self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
-    ) -> dict[str, Path]:
+    def save_overlays(self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False) -> list[Path]:
         """Write every image with its heat map over it as PNG, all on one colour scale.
 
         Files are called like their image, ``good/a.jpg`` becoming ``good__a.jpg.png``; ``.anomalib_lite-overlays.json``
@@ -167,7 +169,7 @@ class Scores:
 
         Returns
         -------
-        dict from id to Path, in the order of `ids`.
+        list of Path, in the order of `ids`.
 
         Raises
         ------

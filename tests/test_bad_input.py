@@ -127,7 +127,7 @@ class TestUnreadableImages:
         assert result.scores.shape == result.p_values.shape == result.alarms.shape == (0,)
         assert json.loads(json.dumps(result.to_dict()))["images"] == []
         assert result.to_csv(tmp_path / "scores.csv").read_text().count("\n") == 6
-        assert result.save_overlays(tmp_path / "maps", folder) == {}
+        assert result.save_overlays(tmp_path / "maps", folder) == []
 
     def test_in_memory(self, train, detector):
         images = [train[0], np.full((8, 8, 3), np.nan), np.zeros((0, 4, 3), np.uint8), np.zeros((5, 5, 7)), train[1]]
@@ -257,7 +257,7 @@ class TestTooMuchAsked:
 
     def test_more_clusters_than_rows_is_every_row(self, train):
         fitted = Detector(scorer="kmeans", image_size=64, n_clusters=10_000).fit(train)
-        assert len(fitted.scorer.centroids_) <= 640
+        assert len(fitted.fitted_.scorer.centroids_) <= 640
         assert np.isfinite(fitted.score(train).scores).all()
 
     def test_a_rate_that_the_images_do_not_support(self, detector, train):

@@ -110,8 +110,8 @@ class TestCSV:
     def test_leads_to_the_overlays(self, tmp_path):
         scores = make_scores()
         images = ListSource([np.zeros((40, 60, 3), np.uint8)] * 3, scores.ids)
-        written = scores.save_overlays(tmp_path / "maps", images, only_alarms=True)
-        rows = read_csv(scores.to_csv(tmp_path / "scores.csv", overlays=written))
+        scores.save_overlays(tmp_path / "maps", images, only_alarms=True)
+        rows = read_csv(scores.to_csv(tmp_path / "scores.csv", overlays=tmp_path / "maps"))
         assert [row["overlay"] for row in rows] == ["", "", str(tmp_path / "maps" / "bad__c.png.png"), ""]
 
     def test_without_a_readable_image(self, tmp_path):
@@ -138,9 +138,9 @@ class TestDict:
         }
         assert result["unreadable"] == [{"index": 3, "id": "bad/d.png", "reason": "d.png: empty (0 bytes)"}]
         # What is left out are the maps and what only drawings need.
-        told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable"}
+        told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
-        maps = {"image_sizes", "patch_scores", "map_scale", "vectors"}
+        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading"}
         assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | maps
 
     def test_other_scorers_have_no_nearest(self):
@@ -243,7 +243,7 @@ class TestOverlays:
     @staticmethod
     def save(folder, ids, **options):
         images = ListSource([np.full((40, 60, 3), 90, np.uint8)] * len(ids), list(ids))
-        return make_scores(ids).save_overlays(folder, images, **options)
+        return dict(zip(ids, make_scores(ids).save_overlays(folder, images, **options), strict=False))
 
     @staticmethod
     def manifest(folder):
@@ -344,7 +344,7 @@ class TestOverlaysLeaveOtherFilesAlone:
         scores = make_scores(["a.png", "sub/b.png"])
         scores.save_overlays(tmp_path / "maps", parts)
         other = ListSource([np.zeros((40, 60, 3), np.uint8)], ["sub__b.png"])
-        (path,) = make_scores(["sub__b.png"]).save_overlays(tmp_path / "maps", other).values()
+        (path,) = make_scores(["sub__b.png"]).save_overlays(tmp_path / "maps", other)
         assert path.name.startswith("sub__b.png~")
         assert TestOverlays.manifest(tmp_path / "maps")["overlays"] == {
             "a.png.png": "a.png",
@@ -371,8 +371,8 @@ class TestOverlaysOfWhatIsGone:
             Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
         with pytest.warns(UserWarning, match=r"1 of 3 overlays could not be drawn: b\.png: "):
             written = make_scores(names).save_overlays(tmp_path / "maps", images)
-        assert list(written) == ["a.png", "c.png"]
-        assert all(path.is_file() for path in written.values())
+        assert [path.name for path in written] == ["a.png.png", "c.png.png"]
+        assert all(path.is_file() for path in written)
         listed = TestOverlays.manifest(tmp_path / "maps")
         assert set(listed["overlays"].values()) == {"a.png", "c.png"}
         assert list(listed["not_drawn"]) == ["b.png"]

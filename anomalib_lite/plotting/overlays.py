@@ -141,14 +141,14 @@ def plot_masks(
 
 def save_overlays(
     scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
-) -> dict[str, Path]:
+) -> list[Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
     folder, known = Path(folder), overlay_folder(folder)
     read = pictures_of(scores, images)
     taken = {name.casefold(): image_id for name, image_id in known.items()}
     chosen = np.flatnonzero(scores.alarms) if only_alarms else range(len(scores.ids))
     wanted = {int(i): _file_name(scores.ids[i], taken) for i in chosen}
-    written: dict[str, Path] = {}
+    written: list[Path] = []
     lost: dict[str, str] = {}
     if wanted:
         scores.anomaly_map(next(iter(wanted)))  # the global level has none and says so, before anything is made
@@ -162,7 +162,7 @@ def save_overlays(
             continue
         Image.fromarray(painted).save(folder / name)
         known[name] = scores.ids[i]
-        written[scores.ids[i]] = folder / name
+        written.append(folder / name)
     _write_manifest(folder, known, lost)
     if lost:
         reasons = "; ".join(list(lost.values())[:3])
