@@ -27,11 +27,11 @@ from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import from_arrays, to_arrays
-from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.loading import UnreadableImage, guess_value_range
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.rotation import RotatedSource
-from anomalib_lite.images.sources import ImageSource, guess_value_range, open_source
+from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.results import Nearest, Scores
 from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
@@ -237,7 +237,7 @@ class Detector:
         if not everything_is_good:
             refuse_labelled_root(images, opened)
         reading = self.reading
-        if self.value_range == "auto" and (guessed := guess_value_range(opened)):
+        if self.value_range == "auto" and (guessed := guess_value_range(opened, workers=self.workers)):
             reading = replace(reading, value_range=guessed)
             opened = open_source(opened, reading)
             warnings.warn(
