@@ -27,13 +27,12 @@ from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import from_arrays, to_arrays
-from anomalib_lite.images.loading import UnreadableImage, guess_value_range
-from anomalib_lite.images.mvtec import refuse_labelled_root
+from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
-from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.training import open_training
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
-from anomalib_lite.results import Nearest, Scores
+from anomalib_lite.results import Scores
 from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
 from anomalib_lite.scoring.knn import Selection
 from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
@@ -233,23 +232,25 @@ class Detector:
         ValueError
             If images are all the same, parameters do not fit their number, or a folder holds more than good images.
         """
-        opened = open_source(images, self.reading)
-        if not everything_is_good:
-            refuse_labelled_root(images, opened)
-        reading = self.reading
-        if self.value_range == "auto" and (guessed := guess_value_range(opened, workers=self.workers)):
-            reading = replace(reading, value_range=guessed)
-            opened = open_source(opened, reading)
-            warnings.warn(
-                f"the pictures of 16 bits have no value above {guessed[1]}, so that is taken for white, here and when "
-                f"new ones are scored; say value_range={guessed}, or None for the whole range",
-                stacklevel=2,
-            )
-        source = RotatedSource(opened, self.rotations) if self.rotations > 1 else opened
+        source, reading = open_training(
+            images,
+            self.reading,
+            guess_range=self.value_range == "auto",
+            everything_is_good=everything_is_good,
+            rotations=self.rotations,
+            workers=self.workers,
+        )
         passes = iter(("fit", "calibrate"))
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
-            return self._embedded(source, indices, on_unreadable, next(passes))
+            return embed_source(
+                self.embedder,
+                source,
+                indices,
+                on_unreadable=on_unreadable,
+                workers=self.workers,
+                progress=next(passes) if self.progress else None,
+            )
 
         plan = Plan(
             make_reduction=self._new_reduction,
@@ -266,7 +267,7 @@ class Detector:
         )
         learn = fit_patches if self.embedder.level == "patch" else fit_global
         self._fitted = learn(embed, source.ids, plan)
-        if notes := getattr(opened, "notes", {}):
+        if notes := getattr(source, "notes", {}):
             named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])
             warnings.warn(f"{len(notes)} training images are not wholly shown: {named}", stacklevel=2)
         return self
@@ -306,18 +307,6 @@ class Detector:
             return PCA(min(_PATCH_COMPONENTS, most), whiten=self.whiten, standardize=standardize)
         return PCA(self.n_components, whiten=self.whiten, standardize=standardize)
 
-    def _embedded(
-        self, source: ImageSource, indices: np.ndarray, on_unreadable: OnUnreadable, what: str
-    ) -> Iterator[EmbeddedImage | UnreadableImage]:
-        return embed_source(
-            self.embedder,
-            source,
-            indices,
-            on_unreadable=on_unreadable,
-            workers=self.workers,
-            progress=what if self.progress else None,
-        )
-
     # ---------------------------------------------------------------- scoring
 
     def score(self, images: Any, *, on_unreadable: OnUnreadable = "skip") -> Scores:
@@ -346,14 +335,18 @@ class Detector:
         intake = Intake()
         ids: list[str] = []
         found: list[ScoredRows] = []
-        nearest: list[Nearest] = []
         whole: list[np.ndarray] = []
-        for image in intake.readable(self._embedded(source, np.arange(len(source)), on_unreadable, "score")):
-            scored = fitted.score(image.rows)
-            if scored.nearest is not None:
-                nearest.append(_nearest(fitted, scored.worst, scored.nearest, image.original_size))
+        stream = embed_source(
+            self.embedder,
+            source,
+            np.arange(len(source)),
+            on_unreadable=on_unreadable,
+            workers=self.workers,
+            progress="score" if self.progress else None,
+        )
+        for image in intake.readable(stream):
             ids.append(image.id)
-            found.append(scored)
+            found.append(fitted.score(image.rows, image.original_size))
             whole.append(image.whole)
         scores = np.array([scored.score for scored in found], dtype=np.float64)
         maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
@@ -370,7 +363,7 @@ class Detector:
             patch_scores=None if self.embedder.level == "global" else maps,
             # Half the threshold is where good parts live; twice is beyond doubt.
             map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
-            nearest=nearest if fitted.explains else None,
+            nearest=[scored.nearest for scored in found if scored.nearest] if fitted.explains else None,
             unreadable=intake.unreadable,
             vectors=np.array(whole, dtype=np.float32),
             notes=dict(getattr(source, "notes", {})),
@@ -538,18 +531,6 @@ def score(detector: Detector, images: Any) -> Scores:
     return detector.score(images)
 
 
-def _nearest(fitted: Fitted, worst: int, nearest: tuple[int, int, float], image_size: tuple[int, int]) -> Nearest:
-    """Where the worst patch lies in an image of `image_size`, and the training patch it is most like in its own."""
-    train_image, train_patch, distance = nearest
-    height, width = fitted.train.sizes[train_image].tolist()
-    return Nearest(
-        box=_box(worst, fitted.grid, image_size),
-        train_id=fitted.train.ids[train_image],
-        train_box=_box(train_patch, fitted.grid, (height, width)),
-        distance=distance,
-    )
-
-
 def _usable(device: str) -> str:
     """The device asked for at the fit, or "auto" where this machine lacks it."""
     try:
@@ -557,15 +538,3 @@ def _usable(device: str) -> str:
     except ValueError:
         return "auto"
     return device
-
-
-def _box(patch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Pixels (left, top, right, bottom) of a patch of a grid in an image of `size` (height, width)."""
-    row, column = divmod(patch, grid[1])
-    height, width = size
-    return (
-        round(column * width / grid[1]),
-        round(row * height / grid[0]),
-        round((column + 1) * width / grid[1]),
-        round((row + 1) * height / grid[0]),
-    )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
 
@@ -24,19 +25,6 @@ _REACH = 6  # standard deviations, beyond which the Gaussian is below float32's 
 _BLOCK = 16  # patches whose pixels are computed together: each depends on its neighbours alone
 # What a spreadsheet takes for a formula, behind what it strips; a full-width sign counts for some of them.
 _FORMULA = re.compile(r"[\s\x00-\x20\u200b-\u200f\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")
-
-
-@dataclass(frozen=True)
-class Nearest:
-    """What the worst patch of an image looks most like among the good training images.
-
-    Boxes are (left, top, right, bottom) in pixels of the image they lie in.
-    """
-
-    box: tuple[int, int, int, int]
-    train_id: str
-    train_box: tuple[int, int, int, int]
-    distance: float
 
 
 @dataclass(frozen=True)

@@ -49,11 +49,13 @@ class TestThreads:
         monkeypatch.setattr(neighbors, "has_fast_bf16", lambda device: bf16)
         rng = np.random.default_rng(0)
         images = [rng.normal(size=(20, 16)).astype(np.float32) for _ in range(16)]
-        expected = [a_core(np.random.default_rng(1)).score(rows) for rows in images]
+        expected = [a_core(np.random.default_rng(1)).score(rows, (64, 64)) for rows in images]
         with ThreadPoolExecutor(16) as pool:
             for _ in range(ROUNDS):
                 fresh = a_core(np.random.default_rng(1))
-                for one, there in zip(pool.map(fresh.score, images), expected, strict=True):
+                for one, there in zip(
+                    pool.map(lambda rows, core=fresh: core.score(rows, (64, 64)), images), expected, strict=True
+                ):
                     assert one.score == there.score
                     assert one.nearest == there.nearest
                     assert np.array_equal(one.patch_scores, there.patch_scores)

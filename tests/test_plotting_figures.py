@@ -13,11 +13,12 @@ from anomalib_lite.diagnosis import figures as plots
 from anomalib_lite.diagnosis import map_figure as maps
 from anomalib_lite.diagnosis import statistics as diagnostics
 from anomalib_lite.diagnosis.projection import EmbeddingMap
+from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.sources import ListSource
 from anomalib_lite.plotting import curves, overlays, retrieval
 from anomalib_lite.plotting.style import new_figure, shortened
-from anomalib_lite.results import Nearest, Scores
+from anomalib_lite.results import Scores
 
 RNG = np.random.default_rng(0)
 ROWS = np.repeat(20 * np.eye(3, 6), 20, axis=0) + RNG.normal(size=(60, 6))

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ListSource
-from anomalib_lite.results import Nearest, Scores
+from anomalib_lite.results import Scores
 
 
 def make_scores(ids=("good/a.png", "bad/b.png", "bad/c.png"), **changes):

@@ -51,6 +51,19 @@ class TrainingImages:
         return int(self.sizes[:: self.copies].any(axis=1).sum())
 
 
+@dataclass(frozen=True)
+class Nearest:
+    """What the worst patch of an image looks most like among the good training images.
+
+    Boxes are (left, top, right, bottom) in pixels of the image they lie in.
+    """
+
+    box: tuple[int, int, int, int]
+    train_id: str
+    train_box: tuple[int, int, int, int]
+    distance: float
+
+
 @dataclass(frozen=True, eq=False)
 class ScoredRows:
     """What the rows of one image say.
@@ -59,15 +72,12 @@ class ScoredRows:
     ----------
     score : the image's score; higher = more anomalous
     patch_scores : float32 (gh, gw)
-    worst : number of the worst patch
-    nearest : training image and patch that the worst patch is most like, and the distance; None for scorers that do
-        not know
+    nearest : Nearest; None for scorers that do not know
     """
 
     score: float
     patch_scores: np.ndarray
-    worst: int
-    nearest: tuple[int, int, float] | None
+    nearest: Nearest | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,17 +127,34 @@ class Fitted:
         """From training image to its score as if it had not been there, for those that calibrate."""
         return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
 
-    def score(self, rows: np.ndarray) -> ScoredRows:
-        """Score the embedding of one image, rows (gh × gw, d)."""
+    def score(self, rows: np.ndarray, image_size: tuple[int, int]) -> ScoredRows:
+        """Score the embedding of one image of `image_size` (height, width): rows (gh × gw, d)."""
         reduced = self.reduction.transform(rows)
         nearest = None
         if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
             patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
             worst = int(patch_scores.argmax())
-            image, patch = self.origins[bank_rows[worst]].tolist()
-            nearest = (image, patch, float(distances[worst]))
+            train_image, train_patch = self.origins[bank_rows[worst]].tolist()
+            height, width = self.train.sizes[train_image].tolist()
+            nearest = Nearest(
+                box=_box(worst, self.grid, image_size),
+                train_id=self.train.ids[train_image],
+                train_box=_box(train_patch, self.grid, (height, width)),
+                distance=float(distances[worst]),
+            )
         else:
             patch_scores = self.scorer.score(reduced)
-            worst = int(patch_scores.argmax())
         score = image_score(patch_scores, self.top_share)
-        return ScoredRows(score, patch_scores.reshape(self.grid).astype(np.float32), worst, nearest)
+        return ScoredRows(score, patch_scores.reshape(self.grid).astype(np.float32), nearest)
+
+
+def _box(patch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Pixels (left, top, right, bottom) of a patch of a grid in an image of `size` (height, width)."""
+    row, column = divmod(patch, grid[1])
+    height, width = size
+    return (
+        round(column * width / grid[1]),
+        round(row * height / grid[0]),
+        round((column + 1) * width / grid[1]),
+        round((row + 1) * height / grid[0]),
+    )
