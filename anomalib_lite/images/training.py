@@ -51,7 +51,7 @@ def open_training(
         refuse_labelled_root(images, source)
     if guess_range and (guessed := guess_value_range(source, workers=workers)):
         reading = replace(reading, value_range=guessed)
-        source = open_source(source, reading)
+        source.reading = reading  # type: ignore[attr-defined]  # a range is found in sources of ours alone
         warnings.warn(
             f"the pictures of 16 bits have no value above {guessed[1]}, so that is taken for white, here and when "
             f"new ones are scored; say value_range={guessed}, or None for the whole range",
