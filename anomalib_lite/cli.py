@@ -206,7 +206,7 @@ def score(
         typer.echo(
             f"{int(scores.alarms.sum())} of {len(scores)} images alarm (threshold {scores.threshold:.4f}, "
             f"false-alarm rate {scores.false_alarm_rate:g}"
-            + ("" if scores.guarantee_met else ", for which there were too few good images")
+            + ("" if scores.guarantee_met else ", which is not promised")
             + ")"
         )
     for image_id, note in scores.notes.items():

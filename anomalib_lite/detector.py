@@ -267,6 +267,10 @@ class Detector:
         )
         learn = fit_patches if self.embedder.level == "patch" else fit_global
         self._fitted = learn(embed, source.ids, plan)
+        if withheld := self._fitted.calibration.withheld:
+            warnings.warn(
+                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part", stacklevel=2
+            )
         if notes := getattr(source, "notes", {}):
             named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])
             warnings.warn(f"{len(notes)} training images are not wholly shown: {named}", stacklevel=2)

@@ -73,7 +73,7 @@ class TestFitAndScore:
             assert f"{value:.4f}" in line
             assert line.endswith(image_id)
         assert lines[-1].startswith(f"{expected.alarms.sum()} of 18 images alarm")
-        assert "for which there were too few good images" in lines[-1]
+        assert "which is not promised" in lines[-1]
 
     def test_score_prints_one_json_object(self, run, model, data, tmp_path):
         code, out, _ = run("score", model, data.test.root / "color", "--json")

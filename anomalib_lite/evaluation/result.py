@@ -80,7 +80,7 @@ class Evaluation:
             *(
                 f"at a target of {at.false_alarm_rate_target:.3g}: {_number(at.false_alarm_rate_observed)} of "
                 f"{self.n_test_good} good images alarm, recall {_number(at.recall_at_threshold)}"
-                + ("" if at.guarantee_met else " (too few training images to guarantee it)")
+                + ("" if at.guarantee_met else " (not promised)")
                 for at in self.at_rates
             ),
             self.guarantee,

@@ -41,6 +41,7 @@ class Calibration:
     scores : (n,) anomaly scores of good images, each as if unseen in the fit; kept sorted, as float64.
     false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n images support is
         1 / (n + 1). Below that `guarantee_met` is False and the alarm falls back to this smallest rate.
+    withheld : why nothing is promised, whatever the number of images, such as several pictures of one part; "" if it is.
 
     Raises
     ------
@@ -58,6 +59,7 @@ class Calibration:
 
     scores: Floats
     false_alarm_rate: float
+    withheld: str = ""
 
     def __post_init__(self) -> None:
         scores = np.sort(_finite_vector(self.scores, "calibration scores"))
@@ -66,6 +68,8 @@ class Calibration:
         rate = float(self.false_alarm_rate)
         if not 0.0 < rate < 1.0:
             raise ValueError(f"false_alarm_rate is {rate}: need a share in (0, 1), such as 0.01 for 1 %")
+        if not isinstance(self.withheld, str):
+            raise ValueError(f"withheld is {self.withheld!r}: a reason in words, or none")
         scores.setflags(write=False)
         object.__setattr__(self, "scores", scores)
         object.__setattr__(self, "false_alarm_rate", rate)
@@ -82,8 +86,8 @@ class Calibration:
 
     @property
     def guarantee_met(self) -> bool:
-        """Whether there are enough images for the false-alarm rate asked for."""
-        return self.smallest_rate <= self.false_alarm_rate
+        """Whether the false-alarm rate asked for is promised: there are enough images, and none of them knows another."""
+        return not self.withheld and self.smallest_rate <= self.false_alarm_rate
 
     @property
     def guaranteed_rate(self) -> float:
@@ -138,6 +142,12 @@ class Calibration:
             f"from the same process as the {self.n} calibration images. With 95 % confidence the rate of "
             f"this very threshold is at most {tolerated}."
         )
+        if self.withheld:
+            return (
+                f"An image alarms when it scores above {self.threshold:.6g}, but no false-alarm rate is promised: "
+                f"{self.withheld}. A picture that was scored as if new has been recognised by the others of its part, so "
+                "other parts will alarm more often. Learn one picture of each part"
+            )
         if self.guarantee_met:
             return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}"
         return (
@@ -146,9 +156,9 @@ class Calibration:
             f"all of them ({self.threshold:.6g}); {guarantee}"
         )
 
-    def settings(self) -> dict[str, float]:
+    def settings(self) -> dict[str, Any]:
         """All but the scores, JSON-able: ``Calibration(scores, **settings)`` is the same calibration."""
-        return {"false_alarm_rate": self.false_alarm_rate}
+        return {"false_alarm_rate": self.false_alarm_rate, "withheld": self.withheld}
 
     def at_rate(self, false_alarm_rate: float) -> Calibration:
         """The same scores, for another rate."""

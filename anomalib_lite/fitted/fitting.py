@@ -16,6 +16,7 @@ import numpy as np
 from anomalib_lite.embedding.streaming import EmbeddedImage, Intake
 from anomalib_lite.fitted.calibration import Calibration, CrossFit
 from anomalib_lite.fitted.core import Fitted, TrainingImages
+from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups, too_many_twins
 from anomalib_lite.fitted.rows import RowCollector, RowSelection
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.machine.memory import available_bytes
@@ -93,13 +94,14 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         _require_memory(len(ids) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
     collector = RowCollector(scorer.max_rows, coreset_size=coreset_size(scorer), random_state=plan.random_state)
     held: dict[int, np.ndarray] = {}
+    whole: dict[int, np.ndarray] = {}
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
         kept = selection.kept(rows, image.index // copies)
         collector.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept)
         if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < plan.calibration_images:
-            held[image.index] = rows
+            held[image.index], whole[image.index] = rows, image.whole
             held_bytes += rows.nbytes
 
     X, origins = collector.rows()
@@ -108,6 +110,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     unseen = scorer if isinstance(scorer, ScoresLeftOut) else CrossFit(plan.make_scorer).fit(X, groups)
     del X
     train_scores: dict[int, float] = {}
+    # One vector for each image that calibrates, in the order of their scores: whether some show one part.
+    vectors = [whole[index] for index in held]
 
     def calibrate(rows: np.ndarray, index: int) -> None:
         patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
@@ -121,7 +125,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     if rest:
         for image in Intake().readable(embed(np.array(rest))):
             calibrate(reduction.transform(image.rows), image.index)
-    return _finished(plan, ids, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
+            vectors.append(image.whole)
+    return _finished(plan, ids, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, vectors)
 
 
 def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -158,7 +163,8 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     scores = unseen.score_excluding(X[upright], groups[upright])
     train_scores = dict(zip(groups[upright].tolist(), scores.tolist(), strict=True))
     origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
-    return _finished(plan, ids, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
+    vectors = [image.whole for image in images if image.index % copies == 0]
+    return _finished(plan, ids, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores, vectors)
 
 
 class _Pipeline:
@@ -186,8 +192,10 @@ def _finished(
     origins: np.ndarray,
     grid: tuple[int, int],
     train_scores: dict[int, float],
+    vectors: list[np.ndarray],
 ) -> Fitted:
-    """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
+    """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on, `vectors` one for each
+    image that calibrates."""
     # A file that cannot be read is one file, at however many angles it was asked for.
     unreadable = tuple(
         UnreadableImage(entry.index // plan.copies, entry.id, entry.reason)
@@ -203,11 +211,14 @@ def _finished(
         scores=scores,
         copies=plan.copies,
     )
+    parts = duplicate_groups(np.stack(vectors))
     explains = isinstance(scorer, ExplainsByNeighbors)
     return Fitted(
         reduction=reduction,
         scorer=scorer,
-        calibration=Calibration(scores, plan.false_alarm_rate),
+        calibration=Calibration(
+            scores, plan.false_alarm_rate, describe_groups(parts) if too_many_twins(parts) else ""
+        ),
         grid=grid,
         top_share=plan.top_share,
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
