@@ -127,3 +127,35 @@ def test_max_pixels_reaches_reading(parts, tmp_path):
     path = detector.save(tmp_path / "model.safetensors")
     assert len(Detector.load(path).score(big)) == 0
     assert len(Detector.load(path, max_pixels=10**6).score(big)) == 1
+
+
+class TestSeveralShotsOfOnePart:
+    """Each is recognised by its twins when it is scored as if unseen, so the threshold is far too low for other parts."""
+
+    @pytest.fixture(scope="class")
+    def shots(self, parts):
+        rng = np.random.default_rng(3)
+
+        def shot(part):
+            moved = np.roll(part, rng.integers(-1, 2, size=2), axis=(0, 1)) * rng.uniform(0.97, 1.03)
+            return np.clip(moved + rng.normal(0, 2, part.shape), 0, 255).astype(np.uint8)
+
+        return [shot(part) for part in parts[:8] for _ in range(5)]
+
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_promise_nothing(self, shots, parts, level, tmp_path):
+        with pytest.warns(UserWarning, match="8 parts seem to have been photographed 5 times each, so no false-alarm"):
+            detector = Detector(level=level, false_alarm_rate=0.05, **SMALL).fit(shots)
+        calibration = detector.fitted_.calibration
+        assert not calibration.guarantee_met
+        assert "no false-alarm rate is promised" in calibration.explain()
+        assert not calibration.at_rate(0.2).guarantee_met
+        loaded = Detector.load(detector.save(tmp_path / "model.safetensors"))
+        assert not loaded.score(parts[8:]).guarantee_met
+        assert loaded.fitted_.calibration.explain() == calibration.explain()
+
+    def test_single_pictures_do(self, parts):
+        many = [*parts, *(render_part(np.random.default_rng(100 + i), 64)[0] for i in range(16))]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Detector(false_alarm_rate=0.05, **SMALL).fit(many).fitted_.calibration.guarantee_met

@@ -31,13 +31,13 @@ def images(tmp_path_factory):
 def passes(monkeypatch):
     """Images that go through a network from here on, by level."""
     counted = {"patch": 0, "global": 0}
-    embed = Embedder.embed
+    embed = Embedder.embed_both
 
     def counting(self, batch):
         counted[self.level] += len(batch)
         return embed(self, batch)
 
-    monkeypatch.setattr(Embedder, "embed", counting)
+    monkeypatch.setattr(Embedder, "embed_both", counting)
     return counted
 
 
@@ -116,7 +116,7 @@ class TestKey:
     def test_of_a_device_too(self, images):
         cache, elsewhere = CachedImages(images), embedder()
         elsewhere.device = SimpleNamespace(type="xpu")
-        elsewhere.embed = lambda batch: np.ones((len(batch), 5), np.float32)
+        elsewhere.embed_both = lambda batch: (None, np.ones((len(batch), 5), np.float32))
         assert cache.embeddings(embedder()) is cache.embeddings(embedder())
         assert cache.embeddings(elsewhere).values.shape == (16, 5)
 

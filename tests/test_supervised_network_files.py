@@ -57,7 +57,7 @@ def test_an_untouched_copy_opens(tampered, name):
 @pytest.mark.parametrize(
     ("name", "key", "value"),
     [
-        ("classifier", "image_size", 4096),
+        ("classifier", "image_size", 2048),
         ("classifier", "image_size", 10**9),
         ("classifier", "image_size", 32.0),
         ("classifier", "dropout", 3),
@@ -110,15 +110,15 @@ def test_vectors_of_no_length_fill_no_memory(tampered, little_memory):
         load(path)
 
 
-@pytest.mark.parametrize("size", [2048, 4096])
+@pytest.mark.parametrize("size", [1024, 2048])
 def test_an_encoder_sees_no_image_while_it_is_opened(tampered, size, little_memory):
     with little_memory:
         assert load(tampered("segmenter-encoded", {"image_size": size})).image_size == size
 
 
 def test_a_map_that_would_fill_the_memory_is_refused_before_and_after():
-    with pytest.raises(ValueError, match=r"image_size=4096, width=64: one map of an image would take 4\.3 GB; give"):
-        Segmenter(image_size=4096, width=64)
+    with pytest.raises(ValueError, match=r"image_size=2048, width=256: one map of an image would take 4\.3 GB; give"):
+        Segmenter(image_size=2048, width=256)
 
 
 ODD = [None, True, -1, 0, 7, 1.5, 2**31, 10**30, float("nan"), float("inf"), "", "0.5", "x" * 10_000, [], [[]], {}]

@@ -41,7 +41,7 @@ class Calibration:
     scores : (n,) anomaly scores of good images, each as if unseen in the fit; kept sorted, as float64.
     false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n images support is
         1 / (n + 1). Below that `guarantee_met` is False and the alarm falls back to this smallest rate.
-    withheld : why nothing is promised, whatever the number of images, such as several pictures of one part; "" if it is.
+    withheld : why nothing is promised whatever the number of images, such as several pictures of one part, or "".
 
     Raises
     ------
@@ -86,7 +86,7 @@ class Calibration:
 
     @property
     def guarantee_met(self) -> bool:
-        """Whether the false-alarm rate asked for is promised: there are enough images, and none of them knows another."""
+        """Whether the false-alarm rate asked for is promised: enough images, none recognised by another."""
         return not self.withheld and self.smallest_rate <= self.false_alarm_rate
 
     @property
@@ -145,8 +145,8 @@ class Calibration:
         if self.withheld:
             return (
                 f"An image alarms when it scores above {self.threshold:.6g}, but no false-alarm rate is promised: "
-                f"{self.withheld}. A picture that was scored as if new has been recognised by the others of its part, so "
-                "other parts will alarm more often. Learn one picture of each part"
+                f"{self.withheld}. A picture that was scored as if new has been recognised by the others of its part, "
+                "so other parts will alarm more often. Learn one picture of each part"
             )
         if self.guarantee_met:
             return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}"

@@ -216,9 +216,7 @@ def _finished(
     return Fitted(
         reduction=reduction,
         scorer=scorer,
-        calibration=Calibration(
-            scores, plan.false_alarm_rate, describe_groups(parts) if too_many_twins(parts) else ""
-        ),
+        calibration=Calibration(scores, plan.false_alarm_rate, describe_groups(parts) if too_many_twins(parts) else ""),
         grid=grid,
         top_share=plan.top_share,
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]

@@ -234,7 +234,9 @@ def _not_of_good_parts(paths: list[PurePosixPath]) -> tuple[PurePosixPath, str] 
         name = found[1] if (found := _MASK_NAME.fullmatch(path.stem)) else path.stem
         if name in pictures and (found or _MASK_FOLDER.fullmatch(path.parent.name)):
             return path, "a mask"
-        if because := [reasons[folder] for folder in path.parents if folder in reasons]:
+        # Whoever names good test images one by one means them.
+        named_good = path.parent.name.lower() in GOOD_NAMES
+        if because := [reasons[folder] for folder in path.parents if folder in reasons and not named_good]:
             return path, because[0]
     return None
 
