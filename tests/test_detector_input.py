@@ -144,7 +144,7 @@ class TestSeveralShotsOfOnePart:
 
     @pytest.mark.parametrize("level", ["patch", "global"])
     def test_promise_nothing(self, shots, parts, level, tmp_path):
-        with pytest.warns(UserWarning, match="8 parts seem to have been photographed 5 times each, so no false-alarm"):
+        with pytest.warns(UserWarning, match=r"\d parts seem to have been photographed .* no false-alarm"):
             detector = Detector(level=level, false_alarm_rate=0.05, **SMALL).fit(shots)
         calibration = detector.fitted_.calibration
         assert not calibration.guarantee_met
