@@ -247,7 +247,7 @@ def diagnose(
     if output is not None:
         written = diagnosis.save_figures(output, good)
         typer.echo(f"{len(written)} figures in {output}", err=True)
-    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.verdict())
+    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.advice())
     _finish(diagnosis.unreadable, strict)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_lite import Detector, diagnose, make_metal_nut
+from anomalib_lite import Classifier, Detector, Segmenter, diagnose, make_metal_nut
 from anomalib_lite.images.synthetic import render_part
 
 SMALL = {"image_size": 64, "workers": 0, "dtype": "float32"}
@@ -130,7 +130,7 @@ def test_max_pixels_reaches_reading(parts, tmp_path):
 
 
 class TestSeveralShotsOfOnePart:
-    """Each is recognised by its twins when it is scored as if unseen, so the threshold is far too low for other parts."""
+    """Each is recognised by its twins when it is scored as if unseen: the threshold is far too low for other parts."""
 
     @pytest.fixture(scope="class")
     def shots(self, parts):
@@ -159,3 +159,19 @@ class TestSeveralShotsOfOnePart:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             assert Detector(false_alarm_rate=0.05, **SMALL).fit(many).fitted_.calibration.guarantee_met
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda size: Detector(image_size=size),
+        lambda size: Classifier("cnn", image_size=size),
+        lambda size: Classifier("linear", image_size=size),
+        lambda size: Segmenter(image_size=size),
+    ],
+)
+@pytest.mark.parametrize("size", [0, -1, 4096])
+def test_a_size_that_nothing_can_see_is_named(make, size):
+    """Zero was taken for "the default"."""
+    with pytest.raises(ValueError, match=f"image_size={size}"):
+        make(size)

@@ -25,17 +25,17 @@ def found():
 def test_the_defective_image_is_the_most_suspicious(found):
     assert found.suspicious.ids[0] == "image_0021"
     assert found.suspicious.p_values[0] == pytest.approx(1 / 22)
-    assert "Look at image_0021" in found.verdict()
+    assert "Look at image_0021" in found.advice()
 
 
 def test_the_copy_is_found(found):
     assert [(pair.first, pair.second) for pair in found.near_duplicates] == [("image_0003", "image_0020")]
-    assert "image_0003 and image_0020" in found.verdict()
+    assert "image_0003 and image_0020" in found.advice()
 
 
 def test_one_copy_is_tolerated(found):
-    assert "1 part seems to have been photographed 2 times" in found.verdict()
-    assert "promises a little too much" in found.verdict()
+    assert "1 part seems to have been photographed 2 times" in found.advice()
+    assert "promises a little too much" in found.advice()
 
 
 def test_several_shots_of_every_part_are_found_and_promise_nothing():
@@ -48,8 +48,8 @@ def test_several_shots_of_every_part_are_found_and_promise_nothing():
     found = diagnose(shots, image_size=64)
     named = [[f"image_{5 * i + j:04d}" for j in range(5)] for i in range(8)]
     assert found.shots() == found.to_dict()["shots_of_one_part"] == named
-    assert "8 parts seem to have been photographed 5 times each: image_0000 and image_0001" in found.verdict()
-    assert "too many of them to promise any false-alarm rate" in found.verdict()
+    assert "8 parts seem to have been photographed 5 times each: image_0000 and image_0001" in found.advice()
+    assert "too many of them to promise any false-alarm rate" in found.advice()
 
 
 def test_the_dictionary_is_json_and_complete(found):
@@ -79,8 +79,8 @@ def test_images_of_another_size_are_told(tmp_path):
         Image.fromarray(image).resize((64, 48) if i == 5 else (64, 64)).save(tmp_path / f"{i}.png")
     (tmp_path / "broken.png").write_bytes(b"no image")
     found = diagnose(tmp_path, image_size=64)
-    assert "1 of 8 images are not 64 × 64 pixels" in found.verdict()
-    assert "8 images examined, 1 could not be read" in found.verdict()
+    assert "1 of 8 images are not 64 × 64 pixels" in found.advice()
+    assert "8 images examined, 1 could not be read" in found.advice()
     assert [entry.id for entry in found.unreadable] == ["broken.png"]
 
 
@@ -95,7 +95,7 @@ def test_three_images_leave_most_parts_out_and_say_so():
     found = diagnose(parts(3), image_size=64)
     assert found.elbow is found.silhouette is found.map is None
     assert any("too few to look for clusters" in note for note in found.notes)
-    assert "too few for a map" in found.verdict()
+    assert "too few for a map" in found.advice()
     json.dumps(found.to_dict())
 
 

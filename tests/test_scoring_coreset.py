@@ -84,6 +84,14 @@ class TestFewRows:
         indices, _ = greedy_k_center(X, 100)
         assert len(indices) == len(set(indices)) == 100
 
+    @pytest.mark.parametrize("bad", [np.nan, np.inf, 1e30])
+    def test_rows_without_a_distance_are_an_error(self, bad):
+        """One NaN made it choose the same rows again and again."""
+        X = np.random.default_rng(0).normal(size=(500, 4))
+        X[7, 2] = bad
+        with pytest.raises(ValueError, match="rows hold NaN, infinity or values whose squares overflow"):
+            greedy_k_center(X, 100)
+
     @pytest.mark.parametrize(("rows", "size"), [(0, 3), (3, 0)])
     def test_nothing_is_an_error(self, rows, size):
         with pytest.raises(ValueError, match=f"got {rows} rows and size={size}"):

@@ -67,6 +67,19 @@ class TestChunks:
             assert pca.explained_variance_ == pytest.approx(whole.explained_variance_, rel=1e-6)
             assert pca.n_rows_ == 300
 
+    def test_more_may_follow_after_the_end(self):
+        """It began anew without a word, and forgot what it had seen."""
+        X = rows(300, 12)
+        pca = PCA(8).partial_fit(X[:100]).finish().partial_fit(X[100:]).finish()
+        assert pca.n_rows_ == 300
+        assert pca.components_ == pytest.approx(PCA(8).fit(X).components_, abs=1e-5)
+
+    def test_none_may_follow_where_earlier_ones_were_not_kept(self):
+        X = rows(10, 12)
+        for pca in (PCA(3).fit(X), PCA.from_state(PCA(3).fit(rows(40, 12)).state())):
+            with pytest.raises(RuntimeError, match="no chunk can be added; begin with a new one"):
+                pca.partial_fit(X)
+
     def test_other_dimension_is_an_error(self):
         pca = PCA().partial_fit(rows(10, 4))
         with pytest.raises(ValueError, match="rows have 5 dimensions, earlier chunks had 4"):

@@ -71,7 +71,7 @@ class Diagnosis:
     notes: list[str] = field(default_factory=list)
     unreadable: list[UnreadableImage] = field(default_factory=list)
 
-    def verdict(self) -> str:
+    def advice(self) -> str:
         """The findings as short advice, one thing per paragraph."""
         return "\n".join(self._sentences())
 
@@ -106,7 +106,7 @@ class Diagnosis:
             "eps": self.k_distance.eps if self.k_distance else None,
             "components_95": self.variance.components_for(0.95),
             "calibration": self.calibration,
-            "verdict": self.verdict(),
+            "advice": self.advice(),
             "notes": self.notes,
             "unreadable": [{"id": entry.id, "reason": entry.reason} for entry in self.unreadable],
         }

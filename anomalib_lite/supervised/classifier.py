@@ -174,7 +174,7 @@ class Classifier:
         self.options = TrainingOptions(**{**_TRAINING.get(model, {}), **training})
         self.embedder: Embedder | None = None
         if model.startswith("cnn"):
-            self.image_size = image_size or _CNN_SIZE
+            self.image_size = _CNN_SIZE if image_size is None else image_size
             check_image_size(self.image_size, smallest=16)
             if self.image_size % 8:
                 raise ValueError(f"image_size={self.image_size}: the CNN halves it three times; give a multiple of 8")
