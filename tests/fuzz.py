@@ -8,6 +8,7 @@ Every case runs in a worker process that is watched from outside: a case that ra
 """
 
 import argparse
+import functools
 import io
 import json
 import multiprocessing
@@ -31,6 +32,7 @@ EXTREMES = [*NUMBERS, "", "x", "cuda", None, True, [], {}, [1e9] * 3, "a" * 9999
 # ---------------------------------------------------------------- pictures
 
 
+@functools.cache
 def pictures():
     """Whole pictures of every format and kind, encoded."""
     rng = np.random.default_rng(0)
@@ -54,7 +56,7 @@ def pictures():
         (colour, "TIFF", {}),
         (colour, "TIFF", {"compression": "tiff_lzw"}),
         (deep, "TIFF", {"compression": "tiff_adobe_deflate"}),
-        (colour, "TIFF", {"save_all": True, "append_images": [noise]}),
+        (colour, "TIFF", {"save_all": True, "append_images": [noise.copy()]}),
         (colour.convert("F"), "TIFF", {}),
         (colour, "WEBP", {}),
         (colour.convert("RGBA"), "WEBP", {"lossless": True}),
