@@ -503,8 +503,10 @@ class Detector:
             if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
                 raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
             fingerprint = str(values["embedder"]["fingerprint"])
-        except WeightsError:
-            raise
+        except WeightsError as error:
+            if not backbone or weights is not None:
+                raise
+            raise ModelFileError(f"{name} is damaged: {error}") from error
         except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
             raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error!r})") from error
         if detector.embedder.fingerprint != fingerprint:
