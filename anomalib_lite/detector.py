@@ -255,7 +255,7 @@ class Detector:
         plan = Plan(
             make_reduction=self._new_reduction,
             make_scorer=lambda: copy.copy(self.scorer),  # fit binds new attributes, so the template stays as it is
-            selection=self.selection,
+            selection=copy.copy(self.selection),
             false_alarm_rate=self.false_alarm_rate,
             top_share=self.top_share,
             calibration_images=self.calibration_images,
@@ -335,7 +335,8 @@ class Detector:
             With on_unreadable="raise".
         """
         fitted = self.fitted_
-        source = self.open(images)
+        reading = replace(self.reading, value_range=fitted.value_range)
+        source = open_source(images, reading)
         intake = Intake()
         ids: list[str] = []
         found: list[ScoredRows] = []
@@ -371,16 +372,12 @@ class Detector:
             unreadable=intake.unreadable,
             vectors=np.array(whole, dtype=np.float32),
             notes=dict(getattr(source, "notes", {})),
-            reading=self._reading,
+            reading=reading,
         )
 
     def open(self, images: Any) -> ImageSource:
         """New images as an `ImageSource` that reads them as those of the fit were read."""
-        return open_source(images, self._reading)
-
-    @property
-    def _reading(self) -> Reading:
-        return replace(self.reading, value_range=self.fitted_.value_range)
+        return open_source(images, replace(self.reading, value_range=self.fitted_.value_range))
 
     # ---------------------------------------------------------------- storing
 
