@@ -20,6 +20,8 @@ from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.supervised.cached import CachedImages
 from anomalib_lite.supervised.labelled import LabelledDataError, LabelledImages, open_labelled
 
+_COPIES = 0.01  # of the distance to the nearest other picture
+
 
 @dataclass(frozen=True)
 class Survey:
@@ -78,8 +80,12 @@ def survey(images: LabelledImages, cache: CachedImages | None = None) -> Survey:
     """
     cache = cache or CachedImages(images)
     vectors = cache.embeddings(Embedder(level="global"), on_unreadable="skip").values[cache.readable]
-    names = [str(i) for i in cache.readable.tolist()]
-    found = near_duplicates(vectors, names) if names else []
+    names = np.array([str(i) for i in cache.readable.tolist()])
+    kinds = np.array([images.kinds[i] for i in cache.readable.tolist()])
+    # Within each kind: kinds stand apart from one another as the shots of one part do. Copies are copies anywhere.
+    found = [pair for pair in (near_duplicates(vectors, names.tolist()) if len(names) else []) if pair.distance < _COPIES]
+    for kind in np.unique(kinds):
+        found += near_duplicates(vectors[kinds == kind], names[kinds == kind].tolist())
     return Survey(cache.readable, [(int(pair.first), int(pair.second)) for pair in found], cache.unreadable)
 
 
