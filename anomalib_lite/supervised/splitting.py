@@ -83,7 +83,8 @@ def survey(images: LabelledImages, cache: CachedImages | None = None) -> Survey:
     names = np.array([str(i) for i in cache.readable.tolist()])
     kinds = np.array([images.kinds[i] for i in cache.readable.tolist()])
     # Within each kind: kinds stand apart from one another as the shots of one part do. Copies are copies anywhere.
-    found = [pair for pair in (near_duplicates(vectors, names.tolist()) if len(names) else []) if pair.distance < _COPIES]
+    everywhere = near_duplicates(vectors, names.tolist()) if len(names) else []
+    found = [pair for pair in everywhere if pair.distance < _COPIES]
     for kind in np.unique(kinds):
         found += near_duplicates(vectors[kinds == kind], names[kinds == kind].tolist())
     return Survey(cache.readable, [(int(pair.first), int(pair.second)) for pair in found], cache.unreadable)
