@@ -334,12 +334,15 @@ class _Watched:
         if time.thread_time() > self._end:
             limit = f"{self._reading.max_seconds:g} s"
             raise _RefusedError(f"takes longer than {limit} to decode; save it again as PNG, or raise max_seconds")
-        available = max(0, self.size - self._file.tell())
+        # Decoders ask in small blocks, for which it is quicker to count what they got.
+        small = 0 <= size <= MEBIBYTE
+        data = self._file.read(size) if small else b""
+        available = len(data) if small else max(0, self.size - self._file.tell())
         self.bytes_left -= available if size < 0 else min(size, available)
         if self.bytes_left < 0:
             limit = f"{MAX_HEADER_BYTES >> 20} MiB"
             raise _RefusedError(f"too large, more than {limit} beside its pixels; save it again without metadata")
-        return self._file.read(size)
+        return data if small else self._file.read(size)
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._file, attribute)
@@ -451,7 +454,8 @@ def _from_pil(image: Any, name: str, low: Any = None, notes: tuple[str, ...] = (
                 return np.asarray(part).astype(np.uint16) << 8 | np.asarray(low.crop(box))
             if part.mode.startswith("I") or (part.mode in ("1", "L", "F") and not part.has_transparency_data):
                 return np.asarray(part)
-            return np.asarray(part.convert("RGBA" if part.has_transparency_data else "RGB"))
+            mode = "RGBA" if part.has_transparency_data else "RGB"
+            return np.asarray(part if part.mode == mode else part.convert(mode))
 
     return _Decoded(upright.height, upright.width, rows, 4095 if twelve_bit else 65535, lossy, notes)
 
@@ -516,7 +520,7 @@ def _to_rgb8(decoded: _Decoded, name: str, reading: Reading, notes: list[str]) -
     pixels = np.empty((decoded.height, decoded.width, 3), np.uint8)
     darkest, brightest = np.inf, -np.inf
     for top, bottom in bands:
-        values = np.atleast_3d(decoded.rows(top, bottom))[..., :channels]
+        values = np.atleast_3d(decoded.rows(top, bottom) if top else first)[..., :channels]
         if reading.value_range and values.dtype.kind in "iu" and values.dtype != np.uint8:
             darkest, brightest = min(darkest, values[..., :3].min()), max(brightest, values[..., :3].max())
         part = _to_uint8(values, decoded.white, name, reading)
