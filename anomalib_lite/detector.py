@@ -269,7 +269,9 @@ class Detector:
         self._fitted = learn(embed, source.ids, plan)
         if withheld := self._fitted.calibration.withheld:
             warnings.warn(
-                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part", stacklevel=2
+                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part, or fit each alone if "
+                "these are products that differ",
+                stacklevel=2,
             )
         if notes := getattr(source, "notes", {}):
             named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])

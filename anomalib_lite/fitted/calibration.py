@@ -146,7 +146,8 @@ class Calibration:
             return (
                 f"An image alarms when it scores above {self.threshold:.6g}, but no false-alarm rate is promised: "
                 f"{self.withheld}. A picture that was scored as if new has been recognised by the others of its part, "
-                "so other parts will alarm more often. Learn one picture of each part"
+                "so other parts will alarm more often. Learn one picture of each part, or fit each alone if these are "
+                "products that differ"
             )
         if self.guarantee_met:
             return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}"
