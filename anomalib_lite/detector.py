@@ -269,8 +269,8 @@ class Detector:
         self._fitted = learn(embed, source.ids, plan)
         if withheld := self._fitted.calibration.withheld:
             warnings.warn(
-                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part, or fit each alone if "
-                "these are products that differ",
+                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part, or fit each "
+                "alone if these are products that differ",
                 stacklevel=2,
             )
         if notes := getattr(source, "notes", {}):
