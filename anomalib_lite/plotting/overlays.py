@@ -28,7 +28,7 @@ from PIL import Image
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import SUFFIXES
+from anomalib_lite.images.sources import OVERLAYS_MARK, SUFFIXES
 from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
 
@@ -37,7 +37,6 @@ COLOURS = "inferno"
 _OPACITY = 0.65
 _LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
 _PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
-MANIFEST = ".anomalib_lite-overlays.json"
 
 
 def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
@@ -180,12 +179,12 @@ def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
         longer be found when their folder is scored.
     """
     folder, known = Path(folder), {}
-    if (folder / MANIFEST).is_file():
+    if (folder / OVERLAYS_MARK).is_file():
         try:
-            listed = json.loads((folder / MANIFEST).read_bytes())["overlays"]
+            listed = json.loads((folder / OVERLAYS_MARK).read_bytes())["overlays"]
             known = {str(name): str(image_id) for name, image_id in listed.items() if (folder / name).is_file()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / MANIFEST} is damaged ({error}); choose another folder") from error
+            raise ValueError(f"{folder / OVERLAYS_MARK} is damaged ({error}); choose another folder") from error
     for parent, folders, files in os.walk(folder):
         for name in (*files, *folders):
             if name.lower().endswith(SUFFIXES) and not (name in known and Path(parent) == folder):
@@ -197,7 +196,7 @@ def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def _write_manifest(folder: Path, overlays: dict[str, str], lost: dict[str, str]) -> None:
-    write_atomically(folder / MANIFEST, json.dumps({"overlays": overlays, "not_drawn": lost}, indent=1).encode())
+    write_atomically(folder / OVERLAYS_MARK, json.dumps({"overlays": overlays, "not_drawn": lost}, indent=1).encode())
 
 
 def contact_sheet(
