@@ -33,6 +33,25 @@ def test_the_copy_is_found(found):
     assert "image_0003 and image_0020" in found.verdict()
 
 
+def test_one_copy_is_tolerated(found):
+    assert "1 part seems to have been photographed 2 times" in found.verdict()
+    assert "promises a little too much" in found.verdict()
+
+
+def test_several_shots_of_every_part_are_found_and_promise_nothing():
+    rng = np.random.default_rng(0)
+    shots = [
+        np.clip(image + rng.normal(0, 2, size=image.shape), 0, 255).astype(np.uint8)
+        for image in parts(8)
+        for _ in range(5)
+    ]
+    found = diagnose(shots, image_size=64)
+    named = [[f"image_{5 * i + j:04d}" for j in range(5)] for i in range(8)]
+    assert found.shots() == found.to_dict()["shots_of_one_part"] == named
+    assert "8 parts seem to have been photographed 5 times each: image_0000, image_0001" in found.verdict()
+    assert "too many of them to promise any false-alarm rate" in found.verdict()
+
+
 def test_the_dictionary_is_json_and_complete(found):
     as_read = json.loads(json.dumps(found.to_dict()))
     assert {"suspicious", "near_duplicates", "elbow_k", "silhouette_k", "eps"} <= set(as_read)

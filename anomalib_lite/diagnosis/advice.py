@@ -1,7 +1,7 @@
 """Is this a training set to rely on? Every diagnostic of a folder of good images, with advice in words.
 
 Two passes: a patch detector scores every image as if it had not been in training (suspicious images), and one
-vector per image, standardised and reduced by PCA, shows groups, density, dimensions and near-duplicates.
+vector per image, standardised and reduced by PCA, shows groups, density, dimensions and shots of one part.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from anomalib_lite.detector import Detector
 from anomalib_lite.diagnosis import statistics
 from anomalib_lite.diagnosis.projection import EmbeddingMap, Projector
 from anomalib_lite.embedding.streaming import embed_whole
-from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
+from anomalib_lite.fitted.duplicates import (
+    NearDuplicate,
+    describe_groups,
+    duplicate_groups,
+    near_duplicates,
+    too_many_twins,
+)
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.scoring.reduction import PCA
@@ -44,6 +50,7 @@ class Diagnosis:
     ----------
     n_images : readable images
     ids : their names, in the order of the rows of `silhouette` and `map`
+    parts : int (n,), the same number for images that seem to show one part, see `duplicate_groups`
     calibration : what threshold these images support, in words
     sizes : (height, width) with the number of images that have it, the commonest first
     """
@@ -52,6 +59,7 @@ class Diagnosis:
     ids: list[str]
     suspicious: statistics.Suspicious
     near_duplicates: list[NearDuplicate]
+    parts: np.ndarray
     calibration: str
     sizes: list[tuple[tuple[int, int], int]]
     elbow: statistics.Elbow | None
@@ -66,6 +74,13 @@ class Diagnosis:
     def verdict(self) -> str:
         """The findings as short advice, one thing per paragraph."""
         return "\n".join(self._sentences())
+
+    def shots(self) -> list[list[str]]:
+        """The images that seem to show one part, for every part with more than one."""
+        named: dict[int, list[str]] = {}
+        for name, part in zip(self.ids, self.parts.tolist(), strict=True):
+            named.setdefault(part, []).append(name)
+        return [names for names in named.values() if len(names) > 1]
 
     def to_dict(self) -> dict[str, Any]:
         """The findings, JSON-able; images are named, the most suspicious first."""
@@ -84,6 +99,7 @@ class Diagnosis:
             "near_duplicates": [
                 {"first": pair.first, "second": pair.second, "distance": pair.distance} for pair in self.near_duplicates
             ],
+            "shots_of_one_part": self.shots(),
             "elbow_k": self.elbow.k if self.elbow else None,
             "silhouette_k": self.silhouette.k if self.silhouette else None,
             "silhouette": float(self.silhouette.means.max()) if self.silhouette else None,
@@ -144,11 +160,14 @@ class Diagnosis:
             )
         else:
             yield f"No image stands out; the oddest are {_listed(self.suspicious.ids[:3])}."
-        if self.near_duplicates:
-            pairs = [f"{pair.first} and {pair.second}" for pair in self.near_duplicates]
+        if shots := self.shots():
+            parts = [" and ".join(names) if len(names) == 2 else _listed(names) for names in shots]
+            effect = "so the threshold promises a little too much"
+            if too_many_twins(self.parts):
+                effect = "and there are too many of them to promise any false-alarm rate"
             yield (
-                f"Nearly the same picture: {_listed(pairs)}. Duplicates make the threshold too sure of itself; "
-                "keep one of each."
+                f"{describe_groups(self.parts)}: {_listed(parts, '; ')}. A picture is recognised by its twins when it "
+                f"is scored as if new, {effect}. Keep one picture of each part."
             )
         if len(self.sizes) > 1:
             (height, width), count = self.sizes[0]
@@ -225,7 +244,8 @@ def diagnose(images: Any, **parameters: Any) -> Diagnosis:
         n_images=len(indices),
         ids=ids,
         suspicious=statistics.suspicious(ids, [scores[i] for i in indices]),
-        near_duplicates=near_duplicates(rows, ids),
+        near_duplicates=near_duplicates(X, ids),
+        parts=duplicate_groups(X),
         calibration=detector.fitted_.calibration.explain(),
         # Of rotated copies, which follow each other, the first is the image as it is.
         sizes=Counter(
@@ -249,6 +269,6 @@ def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarr
     return lambda row: resize(source.read(position[ids[row]]), 48)
 
 
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(names[:_NAMED])
+def _listed(names: list[str], between: str = ", ") -> str:
+    shown = between.join(names[:_NAMED])
     return shown if len(names) <= _NAMED else f"{shown} and {len(names) - _NAMED} more"
