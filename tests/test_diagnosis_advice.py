@@ -48,7 +48,7 @@ def test_several_shots_of_every_part_are_found_and_promise_nothing():
     found = diagnose(shots, image_size=64)
     named = [[f"image_{5 * i + j:04d}" for j in range(5)] for i in range(8)]
     assert found.shots() == found.to_dict()["shots_of_one_part"] == named
-    assert "8 parts seem to have been photographed 5 times each: image_0000 and image_0001" in found.advice()
+    assert "8 parts seem to have been photographed 5 times each: image_0000, image_0001" in found.advice()
     assert "too many of them to promise any false-alarm rate" in found.advice()
 
 

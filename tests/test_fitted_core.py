@@ -1,9 +1,11 @@
 """The fitted core: immutable, whole from the start for any number of threads, and everything that was chosen."""
 
+import copy
 import dataclasses
 import inspect
 import json
 import os
+import pickle
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -88,6 +90,15 @@ class TestImmutable:
         other = Detector(image_size=64)
         other._fitted = core
         assert np.array_equal(other.score(parts[8:]).scores, before)
+
+    def test_can_be_copied_and_sent_to_another_process(self, parts):
+        detector = Detector(image_size=64).fit(parts)
+        expected = detector.score(parts).scores
+        for again in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+            assert np.array_equal(again.score(parts).scores, expected)
+            assert again.fitted_.parameters == detector.fitted_.parameters
+            with pytest.raises(TypeError):
+                again.fitted_.parameters["k"] = 3
 
     def test_the_scorer_given_is_a_template_and_stays_unfitted(self, parts):
         given = KNNScorer(bank_size=50)

@@ -161,7 +161,7 @@ class Diagnosis:
         else:
             yield f"No image stands out; the oddest are {_listed(self.suspicious.ids[:3])}."
         if shots := self.shots():
-            parts = [" and ".join(names) if len(names) <= _NAMED else _listed(names) for names in shots]
+            parts = [" and ".join(names) if len(names) == 2 else _listed(names) for names in shots]
             effect = "so the threshold promises a little too much"
             if too_many_twins(self.parts):
                 effect = "and there are too many of them to promise any false-alarm rate"

@@ -7,7 +7,7 @@ compared. `fitting` makes one, `storing` turns it into a file and back.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
 
@@ -117,6 +117,10 @@ class Fitted:
         object.__setattr__(self, "parameters", MappingProxyType(dict(self.parameters)))
         object.__setattr__(self, "embedder", MappingProxyType(dict(self.embedder)))
 
+    def __reduce__(self) -> tuple[Any, ...]:  # a mapping that cannot be written to cannot be pickled or copied
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return _remade, ({**values, "parameters": dict(self.parameters), "embedder": dict(self.embedder)},)
+
     @property
     def explains(self) -> bool:
         """Whether scores come with the training patch that the worst patch is most like."""
@@ -146,6 +150,10 @@ class Fitted:
             patch_scores = self.scorer.score(reduced)
         score = image_score(patch_scores, self.top_share)
         return ScoredRows(score, patch_scores.reshape(self.grid).astype(np.float32), nearest)
+
+
+def _remade(values: dict[str, Any]) -> Fitted:
+    return Fitted(**values)
 
 
 def _box(patch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:

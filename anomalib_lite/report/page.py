@@ -99,7 +99,8 @@ def write_report(
             "tiles": _tiles(scores),
             "summary": _summary(detector, scores),
             "unreadable": _listed("Unreadable", "These files were not scored.", unreadable)
-            + _listed("Could not be drawn", "These have gone or changed since they were scored.", list(lost.items())),
+            + _listed("Could not be drawn", "These have gone or changed since they were scored.", list(lost.items()))
+            + _listed("Not wholly shown", "These were scored, but not by all they hold.", list(scores.notes.items())),
             "figures": figures,
             "settings": _settings(detector),
             "data": data,
