@@ -65,7 +65,7 @@ def plot_k_distance(result: KDistance) -> Figure:
     axis.plot(result.knee + 1, result.eps, "o", color=ALARM, markersize=5)
     axis.set_ylim(bottom=0)
     label(axis, "rows, closest first", f"distance to neighbour {result.k}", "k-distance")
-    legend(axis, loc="upper left")
+    legend(axis, loc="lower right")
     return figure
 
 

@@ -94,14 +94,15 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         _require_memory(len(ids) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
     collector = RowCollector(scorer.max_rows, coreset_size=coreset_size(scorer), random_state=plan.random_state)
     held: dict[int, np.ndarray] = {}
-    whole: dict[int, np.ndarray] = {}
+    vectors: list[np.ndarray] = []  # of each image that calibrates, in that order: whether some show one part
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
         kept = selection.kept(rows, image.index // copies)
         collector.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept)
         if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < plan.calibration_images:
-            held[image.index], whole[image.index] = rows, image.whole
+            held[image.index] = rows
+            vectors.append(image.whole)
             held_bytes += rows.nbytes
 
     X, origins = collector.rows()
@@ -110,8 +111,6 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     unseen = scorer if isinstance(scorer, ScoresLeftOut) else CrossFit(plan.make_scorer).fit(X, groups)
     del X
     train_scores: dict[int, float] = {}
-    # One vector for each image that calibrates, in the order of their scores: whether some show one part.
-    vectors = [whole[index] for index in held]
 
     def calibrate(rows: np.ndarray, index: int) -> None:
         patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
