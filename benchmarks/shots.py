@@ -2,8 +2,9 @@
 
     python benchmarks/shots.py --data FOLDER
 
-FOLDER holds sets in the layout of MVTec AD. Per set: eight of its good parts, five shots of each as a fixed camera takes
-them (2 pixels of play, 3 % of light, noise of 3 grey levels, JPEG), 5 % asked; how many of 40 other good parts alarm.
+FOLDER holds sets in the layout of MVTec AD. Per set: eight of its good parts, five shots of each as a fixed camera
+takes them (2 pixels of play, 3 % of light, noise of 3 grey levels, JPEG), 5 % asked; how many of 40 other good parts
+alarm.
 Then plain pictures, 10 to all of them at a time: in how many of 40 draws the promise is withheld for nothing.
 """
 
