@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_lite.images.decoding import image_size
 from anomalib_lite.images.reading import (
     ALPHA_GROUND,
     Reading,
     UnreadableImageError,
-    image_size,
     read_image,
     read_mask,
     to_rgb,

@@ -1,6 +1,7 @@
 """From anything a user has to uint8 RGB arrays (H, W, 3).
 
-- `reading`: decode one file, or one array; `UnreadableImageError`
+- `decoding`: one file to its stored values, within limits; `UnreadableImageError`
+- `reading`: stored values, or one array, to RGB or to a mask
 - `sources`: a folder, paths, arrays, PIL images or tensors as one `ImageSource`
 - `loading`: decode and resize in threads, in order
 - `mvtec`: the MVTec AD folder layout, images paired with masks

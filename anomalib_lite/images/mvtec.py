@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_lite.images.reading import image_size, read_mask
+from anomalib_lite.images.decoding import image_size
+from anomalib_lite.images.reading import read_mask
 from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, list_pictures
 
 LAYOUT = """\
