@@ -41,6 +41,7 @@ _HOME = {
     "SubspaceScorer": "scoring",
     "greedy_k_center": "scoring",
     "Calibration": "fitted.calibration",
+    "Variations": "images.variations",
     "make_metal_nut": "images.synthetic",
     "download": "images.download",
 }
@@ -62,6 +63,7 @@ __all__ = [
     "Segmenter",
     "SubspaceScorer",
     "UnreadableImageError",
+    "Variations",
     "WeightsError",
     "__version__",
     "compare",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from anomalib_lite.images.download import download
     from anomalib_lite.images.reading import UnreadableImageError
     from anomalib_lite.images.synthetic import make_metal_nut
+    from anomalib_lite.images.variations import Variations
     from anomalib_lite.report.page import write_report
     from anomalib_lite.results import Scores
     from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center

@@ -4,6 +4,8 @@
 - `reading`: stored values, or one array, to RGB or to a mask
 - `sources`: a folder, paths, arrays, PIL images or tensors as one `ImageSource`
 - `loading`: decode and resize in threads, in order
+- `variations`: what a camera may change, and varied copies of images
+- `spread`: how much images differ already
 - `mvtec`: the MVTec AD folder layout, images paired with masks
 - `download`: fetch a category of MVTec AD
 - `synthetic`: draw a set of metal nuts with defects and masks
@@ -13,20 +15,28 @@ from anomalib_lite.images.loading import LoadedImage, UnreadableImage, guess_val
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError, read_image, read_mask, to_rgb
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.spread import Spread, measured_spread
+from anomalib_lite.images.variations import Draw, Variations, VariedSource, varied
 
 __all__ = [
+    "Draw",
     "ImageSource",
     "LoadedImage",
     "MVTecDataset",
     "Reading",
+    "Spread",
     "UnreadableImage",
     "UnreadableImageError",
+    "Variations",
+    "VariedSource",
     "guess_value_range",
     "load",
+    "measured_spread",
     "open_mvtec",
     "open_source",
     "read_image",
     "read_mask",
     "resize",
     "to_rgb",
+    "varied",
 ]
