@@ -15,7 +15,6 @@ import difflib
 import io
 import math
 from dataclasses import asdict, dataclass, fields
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -176,8 +175,8 @@ class Variations:
 
     def __post_init__(self) -> None:
         for name, (limit, meaning) in {**_BELOW, **_UP_TO}.items():
-            value: Any = getattr(self, name)
-            if isinstance(value, bool | np.bool_) or not isinstance(value, Real) or not math.isfinite(value):
+            value = getattr(self, name)
+            if not _is_number(value) or not math.isfinite(value):
                 raise ValueError(f"{name}={value!r} is no number; it {meaning}")
             if value < 0:
                 raise ValueError(f"{name}={value:g} is negative, a strength is not; say {name}={-value:g}")
@@ -310,7 +309,7 @@ class VariedSource:
     """Every image of a source, each followed by its varied copies.
 
     Copies are made when they are read, so an image is decoded once for each. (Nothing decoded is kept: a fit reads in
-    random order, where the last few images hold the next one once in a hundred reads.)
+    random order, and of 200 images the last four hold the next one in 2 of 100 reads.)
 
     Parameters
     ----------
@@ -403,14 +402,14 @@ def varied(pixels: np.ndarray, draw: Draw) -> np.ndarray:
     grey = (draw.white_balance or draw.noise) and _is_grey(pixels)
     pixels = _moved(pixels, draw)
     if draw.blur:
-        pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(draw.blur)))
+        pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(float(draw.blur))))
     pixels = _lit(pixels, draw, 0.0 if grey else draw.white_balance)
     if draw.noise:
         shape = (*pixels.shape[:2], 1 if grey else 3)
         noise = np.random.default_rng(draw.seed).standard_normal(shape, dtype=np.float32)
         noisy = pixels + noise * np.float32(255 * draw.noise)
         pixels = np.clip(np.rint(noisy, out=noisy), 0, 255, out=noisy).astype(np.uint8)
-    return _compressed(pixels, draw.jpeg) if draw.jpeg < 100 else pixels
+    return _compressed(pixels, int(draw.jpeg)) if draw.jpeg < 100 else pixels
 
 
 def _moved(pixels: np.ndarray, draw: Draw) -> np.ndarray:
@@ -477,6 +476,10 @@ def _is_grey(pixels: np.ndarray) -> bool:
 def _either_way(share: float) -> float:
     """From [0, 1) to [-1, 1)."""
     return 2 * float(share) - 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
 def _is_whole(value: object) -> bool:
