@@ -7,7 +7,7 @@ from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ListSource, open_source
 from anomalib_lite.images.spread import Range, Spread, measured_spread
 from anomalib_lite.images.synthetic import render_part
-from anomalib_lite.images.variations import Draw, varied
+from anomalib_lite.images.variations import Draw, Variations, varied
 
 QUANTITIES = ("brightness", "contrast", "white_balance", "sharpness")
 # From -1 to 1, so that the 5 % and 95 % quantiles are at 9/10 of the way.
@@ -59,7 +59,7 @@ def test_grey_images_have_no_white_balance(part):
 
 def test_black_images_have_nothing_to_compare():
     spread = measured_spread(open_source(np.zeros((3, 32, 32, 3), np.uint8)))
-    assert spread == Spread(3, None, None, None, None)
+    assert spread == Spread(3, 32, None, None, None, None)
     assert spread.sentences() == []
 
 
@@ -89,11 +89,19 @@ def test_images_are_picked_evenly_and_unreadable_ones_left_out(part):
 
 
 def test_sentences_tell_what_to_declare_and_what_has_been_seen():
-    spread = Spread(50, Range(-0.03, 0.04), Range(-0.3, 0.1), Range(0.0, 0.0), None)
+    spread = Spread(50, 320, Range(-0.03, 0.04), Range(-0.3, 0.1), Range(0.0, 0.0), None)
     light, contrast, colour = spread.sentences()
     assert light == (
         "Brightness differs by −3 % to +4 % between the training images; a change of more than that has not been seen: "
         "declare it (variations=Variations(brightness=0.2)) if the light may change."
     )
     assert contrast == "Contrast differs by −30 % to +10 % between the training images: such changes have been seen."
+    assert colour.startswith("White balance differs by less than 1 % between the training images; a change of more")
     assert "variations=Variations(white_balance=0.1)" in colour
+    assert spread.sentences(Variations(brightness=0.1, white_balance=0.1)) == [contrast]
+
+
+@pytest.mark.parametrize(("side", "blur"), [(64, 1), (320, 1), (2048, 8), (20000, 20)])
+def test_blur_is_advised_in_pixels_of_the_picture(side, blur):
+    (sentence,) = Spread(50, side, None, None, None, Range(-0.1, 0.1)).sentences()
+    assert f"variations=Variations(blur={blur})" in sentence

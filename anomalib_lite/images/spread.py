@@ -7,13 +7,14 @@ of a large picture do not count. Where parts lie is not measured: see `measured_
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
 from anomalib_lite.images.loading import LoadedImage, load
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.variations import Variations
 
 # Images at most, and the side they are resized to: about that at which networks see them.
 _IMAGES = 200
@@ -43,6 +44,8 @@ class Spread:
     ----------
     n_images : int
         That were looked at.
+    side : int
+        Median of their longer side in pixels, as they were read.
     brightness : Range, optional
         Of the mean grey. None if they are black.
     contrast : Range, optional
@@ -55,32 +58,45 @@ class Spread:
     """
 
     n_images: int
+    side: int
     brightness: Range | None
     contrast: Range | None
     white_balance: Range | None
     sharpness: Range | None
 
-    def sentences(self) -> list[str]:
-        """What the images differ in, and what to declare if more may come; one sentence for each that they have."""
+    def sentences(self, declared: Variations | None = None) -> list[str]:
+        """Say what the images differ in, and what to declare if more may come.
+
+        Parameters
+        ----------
+        declared : Variations, optional
+            What has been declared already, which is left out.
+
+        Returns
+        -------
+        list of str
+            One sentence for each quantity that they have.
+        """
+        # A pixel of what was measured, in pixels of the picture.
+        blur = min(20, max(1, round(self.side / _SIDE)))
         advice = {
-            "brightness": ("Brightness differs", "brightness=0.2", "the light may change"),
-            "contrast": ("Contrast differs", "contrast=0.2", "exposure or haze may change"),
-            "white_balance": ("White balance differs", "white_balance=0.1", "the colour of the light may change"),
-            "sharpness": ("Sharpness differs", "blur=1", "the focus may change"),
+            "brightness": ("Brightness differs", "brightness", 0.2, "the light may change"),
+            "contrast": ("Contrast differs", "contrast", 0.2, "exposure or haze may change"),
+            "white_balance": ("White balance differs", "white_balance", 0.1, "the colour of the light may change"),
+            "sharpness": ("Sharpness differs", "blur", blur, "the focus may change"),
         }
         told = []
-        for field in fields(self)[1:]:
-            found: Range | None = getattr(self, field.name)
-            if found is None:
+        for name, (differs, strength, value, cause) in advice.items():
+            found: Range | None = getattr(self, name)
+            if found is None or (declared is not None and getattr(declared, strength)):
                 continue
-            subject, strength, cause = advice[field.name]
-            differs = f"{subject} by {_percent(found.low)} to {_percent(found.high)} between the training images"
-            if found.reach >= _SEEN[field.name]:
-                told.append(f"{differs}: such changes have been seen.")
+            by = f"by {_percent(found.low)} to {_percent(found.high)}" if found.reach >= 0.01 else "by less than 1 %"
+            if found.reach >= _SEEN[name]:
+                told.append(f"{differs} {by} between the training images: such changes have been seen.")
             else:
                 told.append(
-                    f"{differs}; a change of more than that has not been seen: declare it "
-                    f"(variations=Variations({strength})) if {cause}."
+                    f"{differs} {by} between the training images; a change of more than that has not been seen: "
+                    f"declare it (variations=Variations({strength}={value})) if {cause}."
                 )
         return told
 
@@ -115,13 +131,17 @@ def measured_spread(images: ImageSource, *, workers: int | None = None) -> Sprea
     (Range(low=-0.045, high=0.045), None)
     """
     picked = np.unique(np.linspace(0, len(images) - 1, min(len(images), _IMAGES)).round().astype(int))
-    loaded = load(images, picked.tolist(), size=_SIDE, workers=workers)
-    rows = [_measured(image.pixels) for image in loaded if isinstance(image, LoadedImage)]
+    rows, sides = [], []
+    for image in load(images, picked.tolist(), size=_SIDE, workers=workers):
+        if isinstance(image, LoadedImage):
+            rows.append(_measured(image.pixels))
+            sides.append(max(image.original_size))
     if len(rows) < 2:
         raise UnreadableImageError(f"{len(rows)} of {len(picked)} images can be read; two are needed to compare them")
     brightness, contrast, warmth, sharpness = np.array(rows).T
     return Spread(
         n_images=len(rows),
+        side=int(np.median(sides)),
         brightness=_relative(brightness),
         contrast=_relative(contrast),
         white_balance=None if np.all(np.isnan(warmth)) else _tilted(warmth[~np.isnan(warmth)]),
