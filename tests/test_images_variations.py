@@ -301,8 +301,7 @@ class TestVaried:
     def test_jpeg_loses_more_at_lower_quality(self, part):
         losses = [np.abs(varied(part, Draw(jpeg=q)).astype(float) - part).mean() for q in (100, 90, 50, 10)]
         assert losses[0] == 0
-        assert losses == sorted(losses)
-        assert losses[1] > 0
+        assert np.all(np.diff(losses) > 0)
 
     def test_a_picture_too_long_for_jpeg_says_so(self):
         with pytest.raises(ValueError, match="at most 65500 pixels a side, this picture has 70000 × 1; leave jpeg out"):
@@ -351,7 +350,9 @@ class TestVaried:
     @pytest.mark.parametrize("degrees", [5, 45, 72, 90, 135, 200])
     def test_a_bright_picture_has_no_dark_corner(self, shape, degrees):
         for draw in (Draw(turn=degrees), Draw(turn=degrees, scale=0.5, shift=(0.4, -0.4))):
-            assert varied(flat(200, shape), draw).min() == 200
+            turned = varied(flat(200, shape), draw)
+            assert turned.shape == (*shape, 3)
+            assert turned.min() == 200
 
     def test_place_is_resampled_once(self):
         """Turning back and forth in one step each blurs more than a turn and a shift in one."""
