@@ -22,8 +22,8 @@ from PIL import Image, ImageFilter
 
 from anomalib_lite.images.sources import ImageSource
 
-# The most of each strength, and what it is. Farther out no part is left to be seen, and a value there is a percentage
-# or a slip; a picture at a quarter of its size and turned would be reflected into one of 32 times its pixels.
+# Where each strength ends, and what it is. Farther out no part is left to be seen, and a value there is a percentage
+# or a slip. A picture at half its size and turned is already reflected into one of eight times its pixels.
 _BELOW = {
     "brightness": (1, "is a share of the light: 0.2 is a factor between 0.8 and 1.2"),
     "contrast": (1, "is a share of the contrast: 0.2 is a factor between 0.8 and 1.2"),
@@ -40,6 +40,7 @@ _UP_TO = {
 _EXAMPLES = {"blur": "1", "noise": "0.02", "jpeg": "80", "shift": "0.02", "turn": "5", "scale": "0.05", "draws": "4"}
 _MOST_DRAWS = 64
 _JPEG_SIDE = 65500  # libjpeg writes no longer one
+_AT_ONCE = 2**18  # pixels to which noise is added
 _YES, _NO = ("1", "true", "yes"), ("0", "false", "no")
 # Weights of red, green and blue in grey, ITU-R BT.601.
 _GREY = np.array([0.299, 0.587, 0.114])
@@ -405,10 +406,7 @@ def varied(pixels: np.ndarray, draw: Draw) -> np.ndarray:
         pixels = np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(float(draw.blur))))
     pixels = _lit(pixels, draw, 0.0 if grey else draw.white_balance)
     if draw.noise:
-        shape = (*pixels.shape[:2], 1 if grey else 3)
-        noise = np.random.default_rng(draw.seed).standard_normal(shape, dtype=np.float32)
-        noisy = pixels + noise * np.float32(255 * draw.noise)
-        pixels = np.clip(np.rint(noisy, out=noisy), 0, 255, out=noisy).astype(np.uint8)
+        pixels = _noisy(pixels, draw, channels=1 if grey else 3)
     return _compressed(pixels, int(draw.jpeg)) if draw.jpeg < 100 else pixels
 
 
@@ -454,6 +452,21 @@ def _lit(pixels: np.ndarray, draw: Draw, white_balance: float) -> np.ndarray:
     if draw.gamma != 1:
         table = table**draw.gamma
     return np.asarray(Image.fromarray(pixels).point(np.rint(255 * table).astype(int).ravel().tolist()))
+
+
+def _noisy(pixels: np.ndarray, draw: Draw, channels: int) -> np.ndarray:
+    rng = np.random.default_rng(draw.seed)
+    height, width = pixels.shape[:2]
+    noisy = np.empty_like(pixels)
+    # Some rows at a time: as floats, a picture of 12 million pixels takes 140 MB, in every thread that reads.
+    rows = max(1, _AT_ONCE // width)
+    for top in range(0, height, rows):
+        clean = pixels[top : top + rows]
+        values = rng.standard_normal((*clean.shape[:2], channels), dtype=np.float32)
+        values *= 255 * draw.noise
+        values = values + clean
+        noisy[top : top + rows] = np.clip(np.rint(values, out=values), 0, 255, out=values)
+    return noisy
 
 
 def _compressed(pixels: np.ndarray, quality: int) -> np.ndarray:
