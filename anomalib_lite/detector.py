@@ -23,14 +23,19 @@ from anomalib_lite.embedding.streaming import EmbeddedImage, Intake, OnUnreadabl
 from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError
+from anomalib_lite.fitted import recalibration
 from anomalib_lite.fitted.core import Fitted, ScoredRows
-from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
+from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
+from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
+from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import from_arrays, to_arrays
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.training import open_training
+from anomalib_lite.images.variations import Variations, VariedSource
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
@@ -71,12 +76,18 @@ class Detector:
         vectors (standardised instead) and for subspace, which has a PCA of its own.
     whiten : bool or "auto"
         Scale components to unit variance; "auto" does for kmeans and dbscan on patches.
-    rotations : int
-        Learn every training image at this many angles; for parts that may lie at any angle, and few images.
+    variations : Variations, optional
+        How the camera may vary: every training image is learnt and calibrated under draws of it, and the fit takes as
+        many times longer. Variations(turn=180, draws=7) is for parts that may lie at any angle.
     top_share : float in (0, 1]
         Patch level: the image score is the mean of this share of the largest patch scores.
     false_alarm_rate : float in (0, 1)
         Share of good images that may alarm; sets the threshold.
+    calibration : "cross" or "split"
+        How the threshold is learnt. "cross" scores every image by a scorer made without its fold, and learns from all
+        of them; the promise holds closely, but is not proven exactly. "split" learns from a part of the images and
+        calibrates on the rest, a quarter to a half of them, as many as the rate takes; then it is exact. See
+        `fitted.calibration`.
     calibration_images : int
         Patch level: images that set it at most. 1000 are enough for a rate of 0.1 %; each costs its scoring.
     value_range : (low, high), "auto", or None
@@ -124,9 +135,10 @@ class Detector:
         min_samples: int = 5,
         n_components: int | float | Literal["auto"] | None = "auto",
         whiten: bool | Literal["auto"] = "auto",
-        rotations: int = 1,
         top_share: float = 0.01,
+        variations: Variations | None = None,
         false_alarm_rate: float = 0.01,
+        calibration: CalibrationKind = "cross",
         calibration_images: int = 1000,
         value_range: tuple[int, int] | Literal["auto"] | None = "auto",
         bits: int | None = None,
@@ -149,18 +161,22 @@ class Detector:
             raise ValueError(f"random_state={random_state} is a seed, not negative")
         if calibration_images < 1:
             raise ValueError(f"calibration_images={calibration_images}; at least 1")
-        if rotations < 1:
-            raise ValueError(f"rotations={rotations}; at least 1, the image as it is")
+        if calibration not in ("cross", "split"):
+            raise ValueError(f"calibration={calibration!r}; choose 'cross' or 'split'")
+        if variations is not None and not isinstance(variations, Variations):
+            raise ValueError(f"variations={variations!r}; give Variations(brightness=0.2, ...), or None")
         if bits is not None and (value_range not in ("auto", None) or not 1 <= bits <= 32):
             raise ValueError(f"bits={bits}, value_range={value_range}: give one of them, bits from 1 to 32")
         self.value_range = value_range if bits is None else (0, 2**bits - 1)
         known = None if self.value_range in ("auto", None) else tuple(self.value_range)
         self.reading = Reading(value_range=known, max_pixels=max_pixels)
+        self._made = False
         self._chosen: dict[str, Any] = chosen
         self._fitted: Fitted | None = None
-        self.rotations = rotations
+        self.variations = variations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
+        self.calibration = calibration
         self.calibration_images = calibration_images
         self.workers = workers
         self.random_state = random_state
@@ -194,6 +210,7 @@ class Detector:
             dtype=dtype,
             batch_size=batch_size,
         )
+        self._made = True
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, as they were given or left."""
@@ -201,7 +218,14 @@ class Detector:
 
     # ---------------------------------------------------------------- fitting
 
-    def fit(self, images: Any, *, on_unreadable: OnUnreadable = "skip", everything_is_good: bool = False) -> Detector:
+    def fit(
+        self,
+        images: Any,
+        *,
+        groups: Groups | None = None,
+        on_unreadable: OnUnreadable = "skip",
+        everything_is_good: bool = False,
+    ) -> Detector:
         """Learn from good images.
 
         Memory is bounded whatever their number (but for the ids); time is one forward pass per image,
@@ -211,6 +235,10 @@ class Detector:
         ----------
         images : folder, paths, arrays, PIL images, tensor or ImageSource
             Good images; see `images.open_source`.
+        groups : str, mapping, callable, or one label per image, optional
+            Pictures that belong together, such as several of one part, or those of one day: "parent" (their folder),
+            "each" (none do), a regular expression, or labels; see `fitted.groups.group_names`. They are left out
+            together, and count as one in what is promised. Default: shots of one part are looked for.
         on_unreadable : "skip" or "raise"
             "skip" lists unreadable images in `unreadable_` and goes on.
         everything_is_good : bool
@@ -220,7 +248,8 @@ class Detector:
         -----
         UserWarning
             If pictures of 16 bits use fewer, or something of a picture is not shown (`Scores.notes` has the same of
-            new ones), or so many images are nearly the same that nothing can be promised.
+            new ones), or images are nearly the same: they are taken for one group, and where they are many nothing
+            is promised.
 
         Raises
         ------
@@ -230,16 +259,19 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
-            If images are all the same, parameters do not fit their number, or a folder holds more than good images.
+            If images are all the same, parameters or groups do not fit them, or a folder holds more than good images.
         """
         source, reading = open_training(
             images,
             self.reading,
             guess_range=self.value_range == "auto",
             everything_is_good=everything_is_good,
-            rotations=self.rotations,
+            variations=self.variations,
+            random_state=self.random_state,
             workers=self.workers,
         )
+        copies = source.copies if isinstance(source, VariedSource) else 1
+        numbers = None if groups is None else group_numbers(groups, source.ids[::copies])
         passes = iter(("fit", "calibrate"))
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
@@ -258,19 +290,28 @@ class Detector:
             selection=copy.copy(self.selection),
             false_alarm_rate=self.false_alarm_rate,
             top_share=self.top_share,
+            calibration=self.calibration,
             calibration_images=self.calibration_images,
+            groups=numbers,
             random_state=self.random_state,
-            copies=self.rotations,
+            copies=copies,
             value_range=reading.value_range,
             parameters=self._storable_parameters(),
             embedder={**self.embedder.describe(), "dtype": str(self.embedder.dtype).removeprefix("torch.")},
         )
         learn = fit_patches if self.embedder.level == "patch" else fit_global
         self._fitted = learn(embed, source.ids, plan)
-        if withheld := self._fitted.calibration.withheld:
+        found = describe_groups(self._fitted.train.groups)
+        if groups is None and (withheld := self._fitted.calibration.withheld):
             warnings.warn(
-                f"{withheld}, so no false-alarm rate can be promised; learn one picture of each part, or fit each "
-                "alone if these are products that differ",
+                f"{withheld}, so no false-alarm rate can be promised; say which pictures belong together (groups=), or "
+                "fit each alone if these are products that differ",
+                stacklevel=2,
+            )
+        elif groups is None and found:
+            warnings.warn(
+                f"{found}; such pictures are left out together and count as one. Say groups='each' if they are of "
+                "different parts",
                 stacklevel=2,
             )
         if notes := getattr(source, "notes", {}):
@@ -364,8 +405,10 @@ class Detector:
             p_values=calibration.p_values(scores),
             alarms=calibration.alarms(scores),
             threshold=calibration.threshold,
+            look_again=calibration.look_again,
             false_alarm_rate=calibration.false_alarm_rate,
             guarantee_met=calibration.guarantee_met,
+            calibration_groups=calibration.n,
             image_sizes=list(intake.sizes.values()),
             patch_scores=None if self.embedder.level == "global" else maps,
             # Half the threshold is where good parts live; twice is beyond doubt.
@@ -380,6 +423,112 @@ class Detector:
     def open(self, images: Any) -> ImageSource:
         """New images as an `ImageSource` that reads them as those of the fit were read."""
         return open_source(images, replace(self.reading, value_range=self.fitted_.value_range))
+
+    # ---------------------------------------------------------------- the threshold
+
+    def at_rate(self, false_alarm_rate: float, *, look_again: float | None = None) -> Detector:
+        """The same detector with the threshold for another false-alarm rate, in no time.
+
+        Parameters
+        ----------
+        false_alarm_rate : float in (0, 1)
+        look_again : float, optional
+            A second, larger rate: images between the two thresholds get the verdict "look again".
+
+        Raises
+        ------
+        ValueError
+            If a rate is no share, or `look_again` is the smaller one.
+        """
+        return self._with(recalibration.at_rate(self.fitted_, false_alarm_rate, look_again))
+
+    def at_threshold(self, threshold: float, *, look_again: float | None = None) -> Detector:
+        """The same detector with an alarm threshold set by hand, such as one of `operating_points`.
+
+        Parameters
+        ----------
+        threshold, look_again : float
+            In the unit of the scores; an image alarms above the first, and is to be looked at again above the second.
+
+        Raises
+        ------
+        ValueError
+            If a threshold is no number, or `look_again` is the higher one.
+        """
+        return self._with(recalibration.at_threshold(self.fitted_, threshold, look_again))
+
+    def recalibrate(
+        self,
+        good: Any,
+        *,
+        mode: Literal["replace", "extend"] = "replace",
+        groups: Groups | None = None,
+        on_unreadable: OnUnreadable = "skip",
+        everything_is_good: bool = False,
+    ) -> Detector:
+        """The same detector with its threshold set from fresh good images, without a refit.
+
+        With "replace" its promise is exact (split conformal): these images were not learnt from. It holds for the
+        process that they come from, such as one under a changed light.
+
+        Parameters
+        ----------
+        good : folder, paths, arrays, PIL images, tensor or ImageSource
+            Good images that were not learnt from.
+        mode : "replace" or "extend"
+            Forget the scores that the threshold was set from, or add to them.
+        groups, on_unreadable, everything_is_good : see `fit`
+
+        Warns
+        -----
+        UserWarning
+            If an image is far out among the others (a defect?), many seem to have been learnt from, or shots of one
+            part are found.
+
+        Raises
+        ------
+        ValueError
+            If no image can be read, or groups do not match.
+        UnreadableImageError
+            With on_unreadable="raise".
+        """
+        source = self.open(good)
+        if not everything_is_good:
+            refuse_labelled_root(good, source)
+        names = None if groups is None else group_names(groups, source.ids)
+        scores = self.score(source, on_unreadable=on_unreadable)
+        if scores.unreadable:
+            warnings.warn(
+                f"{len(scores.unreadable)} images cannot be read: {scores.unreadable[0].reason}", stacklevel=2
+            )
+        numbers = np.arange(len(scores))
+        if names is not None:
+            of_image = dict(zip(source.ids, names, strict=True))
+            numbers = numbered([of_image[name] for name in scores.ids])
+        elif len(scores) and scores.vectors is not None:
+            numbers = duplicate_groups(scores.vectors)
+            if found := describe_groups(numbers):
+                warnings.warn(f"{found}; such pictures count as one", stacklevel=2)
+        fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode)
+        for doubt in recalibration.doubts(self.fitted_, scores.scores, scores.ids):
+            warnings.warn(doubt, stacklevel=2)
+        return self._with(fitted)
+
+    def _with(self, fitted: Fitted) -> Detector:
+        other = copy.copy(self)
+        rate = fitted.parameters.get("false_alarm_rate", self._chosen["false_alarm_rate"])
+        object.__setattr__(other, "false_alarm_rate", rate)
+        other._chosen = {**self._chosen, "false_alarm_rate": rate}
+        other._fitted = fitted
+        return other
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_") and self.__dict__.get("_made"):
+            raise AttributeError(
+                f"a detector's {name} cannot be set: what it has learnt would not follow. Use at_rate, at_threshold or "
+                "recalibrate for the threshold, and a new Detector for anything else"
+            )
+        super().__setattr__(name, value)
 
     # ---------------------------------------------------------------- storing
 
@@ -401,6 +550,7 @@ class Detector:
         return {
             **{name: value for name, value in self._chosen.items() if name not in ("weights", "progress")},
             "layers": layers if layers is None or isinstance(layers, str) else list(layers),
+            "variations": None if self.variations is None else self.variations.to_dict(),
             "scorer": scorer if isinstance(scorer, str) else {"name": scorer.name, "parameters": scorer.parameters()},
         }
 
@@ -492,6 +642,8 @@ class Detector:
                 parameters["dtype"] = "float32"
             if isinstance(parameters["value_range"], list):
                 parameters["value_range"] = tuple(parameters["value_range"])
+            if parameters["variations"] is not None:
+                parameters["variations"] = Variations(**parameters["variations"])
             if isinstance(parameters["scorer"], dict):
                 parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
             fitted = from_arrays(arrays, values, device=parameters["device"])
@@ -518,8 +670,8 @@ class Detector:
         return detector
 
 
-def fit(images: Any, **parameters: Any) -> Detector:
-    """Fit a detector on good images; parameters are those of `Detector`.
+def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool = False, **parameters: Any) -> Detector:
+    """Fit a detector on good images; see `Detector.fit`, and `Detector` for the parameters.
 
     Examples
     --------
@@ -528,7 +680,7 @@ def fit(images: Any, **parameters: Any) -> Detector:
     >>> fit(good, image_size=64).n_train_
     8
     """
-    return Detector(**parameters).fit(images)
+    return Detector(**parameters).fit(images, groups=groups, everything_is_good=everything_is_good)
 
 
 def score(detector: Detector, images: Any) -> Scores:

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
 
+NO_VERDICT = "no verdict"  # of an image that cannot be read
 # Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
 _SMOOTHING = 0.5
 _REACH = 6  # standard deviations, beyond which the Gaussian is below float32's precision
@@ -44,6 +46,10 @@ class Scores:
         The alarm threshold and the false-alarm rate it was set for.
     guarantee_met : bool
         Whether there were enough training images to support that rate.
+    look_again : float or None
+        A lower threshold, above which an image that does not alarm is to be looked at again.
+    calibration_groups : int
+        Good images (or groups of them) that p-values come from; 1 / (n + 1) is the smallest they allow.
     image_sizes : list of (height, width)
     patch_scores : float32 (n, gh, gw), or None at the global level
         Scores on the patch grid; `anomaly_map` brings them to image size.
@@ -70,6 +76,8 @@ class Scores:
     patch_scores: np.ndarray | None = None
     map_scale: tuple[float, float] = (0.0, 1.0)
     nearest: list[Nearest] | None = None
+    look_again: float | None = None
+    calibration_groups: int = 0
     unreadable: list[UnreadableImage] = field(default_factory=list)
     vectors: np.ndarray | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
@@ -84,6 +92,20 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What is to be done with each image: "good", "look again" or "alarm"."""
+        lower = self.threshold if self.look_again is None else self.look_again
+        return [
+            ALARM if alarm else LOOK_AGAIN if score > lower else GOOD
+            for alarm, score in zip(self.alarms.tolist(), self.scores.tolist(), strict=True)
+        ]
+
+    def p_text(self, i: int) -> str:
+        """The p-value of image `i` to read: "0.0244", or "≤ 0.0244" where so many good images allow no smaller one."""
+        p = float(self.p_values[i])
+        return f"{'≤ ' if p * (self.calibration_groups + 1) < 1 + 1e-9 else ''}{p:.4f}"
 
     def anomaly_map(self, i: int) -> np.ndarray:
         """Anomaly map (H, W) float32 of image `i` at its original size, in the unit of the scores.
@@ -101,12 +123,13 @@ class Scores:
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""
         images = []
-        for i, image_id in enumerate(self.ids):
+        for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
             entry: dict[str, Any] = {
                 "id": image_id,
                 "score": float(self.scores[i]),
                 "p_value": float(self.p_values[i]),
                 "alarm": bool(self.alarms[i]),
+                "verdict": verdict,
             }
             if self.nearest is not None:
                 entry["nearest"] = asdict(self.nearest[i])
@@ -115,6 +138,8 @@ class Scores:
             "threshold": self.threshold,
             "false_alarm_rate": self.false_alarm_rate,
             "guarantee_met": self.guarantee_met,
+            "look_again": self.look_again,
+            "smallest_p_value": 1 / (self.calibration_groups + 1),
             "images": images,
             "unreadable": [asdict(entry) for entry in self.unreadable],
             "notes": dict(self.notes),
@@ -130,11 +155,11 @@ class Scores:
             from anomalib_lite.plotting.overlays import overlay_folder
 
             shown = {image_id: Path(overlays, name) for name, image_id in overlay_folder(overlays).items()}
-        lines = [["id", "score", "p_value", "alarm", "unreadable", "overlay"]]
-        for i, image_id in enumerate(self.ids):
-            row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), ""]
+        lines = [["id", "score", "p_value", "alarm", "verdict", "unreadable", "overlay"]]
+        for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
+            row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), verdict, ""]
             lines.append([_as_text(image_id), *row, _as_text(os.fspath(shown.get(image_id, "")))])
-        lines += [[_as_text(entry.id), "", "", "", _as_text(entry.reason), ""] for entry in self.unreadable]
+        lines += [[_as_text(entry.id), "", "", "", NO_VERDICT, _as_text(entry.reason), ""] for entry in self.unreadable]
         if overlays is None:
             lines = [line[:-1] for line in lines]
         text = io.StringIO(newline="")

@@ -252,7 +252,7 @@ def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any
         calibration=detector.fitted_.calibration.explain(),
         # Of rotated copies, which follow each other, the first is the image as it is.
         sizes=Counter(
-            (int(h), int(w)) for h, w in detector.fitted_.train.sizes[np.array(indices) * detector.rotations]
+            (int(h), int(w)) for h, w in detector.fitted_.train.sizes[np.array(indices) * detector.fitted_.train.copies]
         ).most_common(),
         elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
         silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),

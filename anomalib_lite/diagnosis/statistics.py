@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from anomalib_lite.fitted.suspicion import far_out_limit
 from anomalib_lite.scoring.base import check_rows
 from anomalib_lite.scoring.dbscan import DBSCANScorer, knee, leave_out_k_distances
 from anomalib_lite.scoring.kmeans import SILHOUETTE_ROWS, lloyd, silhouettes
@@ -198,24 +199,17 @@ def cluster_match(labels: ArrayLike, known: ArrayLike) -> ClusterMatch:
 
 
 def suspicious(ids: Sequence[str], scores: ArrayLike) -> Suspicious:
-    """Order training images by how unlike the others they are.
+    """Order training images by how unlike the others they are; see `far_out_limit`.
 
     Parameters
     ----------
     ids : n names
     scores : (n,), each image scored as if it had not been in training
-
-    Notes
-    -----
-    The limit is Tukey's for far outliers on the logarithm of the scores: the upper quartile plus three times the
-    quartiles' distance. About one good image in a million lies beyond it if logarithms are normal (Tukey, 1977).
     """
     values = np.asarray(scores, dtype=np.float64)
     if len(values) != len(ids) or len(ids) == 0:
         raise ValueError(f"{len(ids)} ids and {len(values)} scores; give one score per image, and at least one image")
-    logs = np.log(np.maximum(values, 1e-12))
-    lower, upper = np.quantile(logs, [0.25, 0.75])
-    limit = float(np.exp(upper + 3 * (upper - lower)))
+    limit = far_out_limit(values)
     order = np.argsort(-values, kind="stable")
     ascending = np.sort(values)
     at_least = len(values) - np.searchsorted(ascending, values[order], side="left")

@@ -1,21 +1,26 @@
 """From anomaly scores to p-values and alarms with a stated false-alarm rate, from good images only.
 
 In: one score per good image that the scorer has not learnt from. Out: conformal p-values of new images, and
-an alarm threshold. The guarantee is marginal: over draws of calibration and new images together, a good
+an alarm threshold. What is promised is marginal: over draws of calibration and new images together, a good
 image alarms with at most the false-alarm rate, as long as new good images are exchangeable with the
 calibration ones (Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005; Angelopoulos and
-Bates, Foundations and Trends in Machine Learning 16 (2023)). It is exact for images held out of the fit.
-Scores of `CrossFit` come from scorers fitted on fewer images than the final one, so there it
-holds approximately (cross-conformal prediction, Vovk, Annals of Mathematics and Artificial Intelligence 74
-(2015)).
+Bates, Foundations and Trends in Machine Learning 16 (2023)).
+
+*Exactly* so for images held out of the fit (``calibration="split"``, `Detector.recalibrate`). For scores of images that
+were left out fold by fold (``"cross"``) *approximately*: a rate of at most twice the promised one and a little more is
+proven (CV+ and jackknife+, Barber, Candès, Ramdas and Tibshirani, Annals of Statistics 49 (2021), theorem 4), and
+what is observed lies close to the promise itself (``benchmarks/coverage.py``).
+
+Several pictures of one part, or of one day, are one group. A group weighs one, shared among its pictures, and n counts
+groups: then the promise holds for a picture of a new group (Lee, Barber and Willett, hierarchical conformal
+prediction, arXiv 2306.06342 (2023), section 3).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,13 +28,7 @@ from scipy.special import betaincinv
 
 Floats = NDArray[np.float64]
 
-
-class FoldScorer(Protocol):
-    """What `CrossFit` needs of a scorer."""
-
-    def fit(self, X: Any, groups: Any) -> Any: ...
-
-    def score(self, X: Any) -> Any: ...
+GOOD, LOOK_AGAIN, ALARM = "good", "look again", "alarm"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +37,21 @@ class Calibration:
 
     Parameters
     ----------
-    scores : (n,) anomaly scores of good images, each as if unseen in the fit; kept sorted, as float64.
-    false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n images support is
+    scores : (m,) anomaly scores of good images, each as if unseen in the fit; kept sorted, as float64.
+    false_alarm_rate : share of good images that may alarm, in (0, 1). The smallest rate that n groups support is
         1 / (n + 1). Below that `guarantee_met` is False and the alarm falls back to this smallest rate.
+    groups : int (m,), optional
+        Images of one part or day; default: each image is a group of its own.
     withheld : why nothing is promised whatever the number of images, such as several pictures of one part, or "".
+    exact : whether the images were held out of the fit altogether; False: left out fold by fold.
+    fixed : an alarm threshold set by hand; then `false_alarm_rate` is the rate it stands for.
+    look_again : a threshold below that of the alarm, from which on an image is to be looked at again; None for none.
 
     Raises
     ------
     ValueError
-        If there are no scores, one is not finite, or the rate is not in (0, 1).
+        If there are no scores, one is not finite, groups do not match, the rate is not in (0, 1), or `look_again` is
+        above the alarm threshold.
 
     Examples
     --------
@@ -59,62 +64,105 @@ class Calibration:
 
     scores: Floats
     false_alarm_rate: float
+    groups: NDArray[np.int64] = None  # type: ignore[assignment]  # None: each its own, see below
     withheld: str = ""
+    exact: bool = False
+    fixed: float | None = None
+    look_again: float | None = None
 
     def __post_init__(self) -> None:
-        scores = np.sort(_finite_vector(self.scores, "calibration scores"))
+        scores = _finite_vector(self.scores, "calibration scores")
         if scores.size == 0:
             raise ValueError("no calibration score: at least one good image is needed")
-        rate = float(self.false_alarm_rate)
-        if not 0.0 < rate < 1.0:
-            raise ValueError(f"false_alarm_rate is {rate}: need a share in (0, 1), such as 0.01 for 1 %")
+        groups = np.arange(scores.size) if self.groups is None else np.asarray(self.groups)
+        if groups.shape != scores.shape or groups.dtype.kind not in "iu":
+            raise ValueError(f"{scores.size} calibration scores and groups {groups.shape}: a whole number for each")
         if not isinstance(self.withheld, str):
             raise ValueError(f"withheld is {self.withheld!r}: a reason in words, or none")
-        scores.setflags(write=False)
-        object.__setattr__(self, "scores", scores)
+        order = np.argsort(scores, kind="stable")
+        scores, groups = scores[order], groups[order].astype(np.int64)
+        _, of_score, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+        # Groups that score at least as high as the i-th, i ascending; rounded, so that ten tenths are one.
+        mass = np.round(np.cumsum((1 / sizes[of_score])[::-1])[::-1], 9)
+        for name, array in (("scores", scores), ("groups", groups), ("_mass", mass)):
+            array.setflags(write=False)
+            object.__setattr__(self, name, array)
+        object.__setattr__(self, "_n", len(sizes))
+        for name in ("fixed", "look_again"):
+            value = getattr(self, name)
+            if value is not None and not math.isfinite(value):
+                raise ValueError(f"a threshold of {value}: give a score, such as {scores[-1]:.4g}")
+        if self.fixed is not None:
+            above = np.searchsorted(scores, self.fixed, side="right")
+            object.__setattr__(self, "false_alarm_rate", float(self._levels()[above]))
+        rate = float(self.false_alarm_rate)
+        if not 0.0 < rate <= 1.0 or (rate == 1.0 and self.fixed is None):
+            raise ValueError(f"false_alarm_rate is {rate}: need a share in (0, 1), such as 0.01 for 1 %")
         object.__setattr__(self, "false_alarm_rate", rate)
+        if self.look_again is not None and self.look_again > self.threshold:
+            raise ValueError(
+                f"look_again={self.look_again:.6g} is above the alarm threshold {self.threshold:.6g}; an image is "
+                "looked at again below an alarm"
+            )
 
     @property
     def n(self) -> int:
+        """Number of groups: of calibration images, where none belong together."""
+        return int(self._n)  # type: ignore[attr-defined]
+
+    @property
+    def n_images(self) -> int:
         """Number of calibration images."""
         return self.scores.size
 
     @property
     def smallest_rate(self) -> float:
-        """Smallest false-alarm rate that n images support, which is also the smallest p-value."""
+        """Smallest false-alarm rate that n groups support, which is also the smallest p-value."""
         return 1 / (self.n + 1)
 
     @property
     def guarantee_met(self) -> bool:
-        """Whether the false-alarm rate asked for is promised: enough images, none recognised by another."""
+        """Whether the false-alarm rate asked for is promised: enough groups, none recognised by another."""
         return not self.withheld and self.smallest_rate <= self.false_alarm_rate
 
     @property
     def guaranteed_rate(self) -> float:
         """Bound on the mean false-alarm rate of the threshold: the largest p-value that alarms.
 
-        The largest multiple of 1 / (n + 1) up to the rate asked for; above that rate only if
-        `guarantee_met` is False.
+        The largest that n groups allow up to the rate asked for; above that rate only if `guarantee_met` is False.
         """
-        return (self._allowed() + 1) / (self.n + 1)
+        return self.false_alarm_rate if self.fixed is not None else float(self._levels()[self._last() + 1])
 
     @property
     def threshold(self) -> float:
-        """The calibration score that an image must exceed: an alarm is score > threshold, strictly.
+        """The score that an image must exceed: an alarm is score > threshold, strictly.
 
-        Exactly the same as p <= guaranteed_rate, ties included: a score equal to the threshold does not
-        alarm.
+        Unless it was fixed by hand it is a calibration score, and exceeding it exactly the same as
+        p <= guaranteed_rate, ties included: a score equal to the threshold does not alarm.
         """
-        # p <= (k + 1) / (n + 1)  <=>  #{s_i >= s} <= k  <=>  s > the (k + 1)-th largest s_i.
-        return float(self.scores[self.n - 1 - self._allowed()])
+        return float(self.scores[self._last()]) if self.fixed is None else float(self.fixed)
 
     def p_values(self, scores: ArrayLike) -> Floats:
-        """Conformal p-values (m,) of anomaly scores (m,); see `conformal_p_values`."""
-        return conformal_p_values(self.scores, scores)
+        """Conformal p-values (m,) of anomaly scores (m,): small = anomalous.
+
+        Share of good groups that score at least as high, the new image counted in: (1 + #{s_i >= s}) / (n + 1) where
+        every image is its own group. Ties count against the alarm. Infinite scores are allowed here.
+
+        Raises
+        ------
+        ValueError
+            If scores are no vector, or one is NaN.
+        """
+        new = np.asarray(scores, dtype=np.float64)
+        if new.ndim != 1:
+            raise ValueError(f"scores of shape {new.shape}: need a vector")
+        if np.isnan(new).any():
+            raise ValueError(f"scores has NaN at position {int(np.argmax(np.isnan(new)))}; scores must be numbers")
+        return self._levels()[np.searchsorted(self.scores, new, side="left")]
 
     def alarms(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """Which of the anomaly scores (m,) exceed the threshold, (m,) bool."""
-        return self.p_values(scores) <= self.guaranteed_rate
+        return np.asarray(scores, dtype=np.float64) > self.threshold
 
     def tolerance_rate(self, confidence: float = 0.95) -> float:
         """False-alarm rate that the threshold keeps with this confidence over draws of calibration images.
@@ -122,7 +170,9 @@ class Calibration:
         The mean guarantee hides an unlucky calibration set; this does not. Over such draws the true rate
         above the (k + 1)-th largest of n scores follows Beta(k + 1, n - k), and less with ties (Wilks,
         Annals of Mathematical Statistics 12 (1941); Vovk, Machine Learning 92 (2013)). With the largest
-        score as threshold, 1 % at 95 % confidence takes 299 images, 2 % takes 149 and 5 % takes 59.
+        score as threshold, 1 % at 95 % confidence takes 299 images, 2 % takes 149 and 5 % takes 59. Of groups of
+        several images n and k count groups, k rounded up, which is on the safe side: the mean of a group varies less
+        than one image. For a threshold set by hand after looking at the scores it is no promise.
 
         Examples
         --------
@@ -131,88 +181,74 @@ class Calibration:
         """
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"confidence is {confidence}: need a share in (0, 1), such as 0.95")
-        k = self._allowed()
-        return float(betaincinv(k + 1, self.n - k, confidence))
+        k = math.ceil(self.guaranteed_rate * (self.n + 1) - 1 - 1e-6)
+        return float(betaincinv(k + 1, self.n - k, confidence)) if k < self.n else 1.0
 
     def explain(self) -> str:
         """What the threshold guarantees, and what guaranteeing the rate asked for takes, in plain English."""
         target, tolerated = f"{100 * self.false_alarm_rate:.3g} %", f"{100 * self.tolerance_rate():.3g} %"
+        who = f"{self.n} calibration images"
+        if self.n < self.n_images:
+            who = f"{self.n} groups of {self.n_images} calibration images"
+        average = f"at most {100 * self.guaranteed_rate:.3g} % of good images do"
         guarantee = (
-            f"on average at most {100 * self.guaranteed_rate:.3g} % of good images do, as long as they come "
-            f"from the same process as the {self.n} calibration images. With 95 % confidence the rate of "
+            f"on average {average if self.exact else 'about ' + average[8:]}, as long as they come "
+            f"from the same process as the {who}. With 95 % confidence the rate of "
             f"this very threshold is at most {tolerated}."
+        )
+        again = (
+            ""
+            if self.look_again is None
+            else f" From {self.look_again:.6g} on it is to be looked at again, as about "
+            f"{100 * self._levels()[np.searchsorted(self.scores, self.look_again, side='right')]:.3g} % of good ones are."
         )
         if self.withheld:
             return (
                 f"An image alarms when it scores above {self.threshold:.6g}, but no false-alarm rate is promised: "
                 f"{self.withheld}. A picture that was scored as if new has been recognised by the others of its part, "
-                "so other parts will alarm more often. Learn one picture of each part, or fit each alone if these are "
-                "products that differ"
+                "so other parts will alarm more often. Say which pictures belong together (groups=), or fit each "
+                "alone if these are products that differ"
+            )
+        if self.fixed is not None:
+            return (
+                f"An image alarms when it scores above {self.threshold:.6g}, which was set by hand; of good images "
+                f"about {target} do, as long as they come from the same process as the {who}.{again}"
             )
         if self.guarantee_met:
-            return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}"
+            return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}{again}"
+        needed, things = images_needed(self.false_alarm_rate), "groups" if self.n < self.n_images else "good images"
         return (
-            f"A false-alarm rate of {target} takes at least {images_needed(self.false_alarm_rate)} good "
-            f"images to guarantee, and there are {self.n}. Until then an image alarms when it scores above "
-            f"all of them ({self.threshold:.6g}); {guarantee}"
+            f"A false-alarm rate of {target} takes at least {needed} {things} to guarantee, and there are {self.n}. "
+            f"Until then an image alarms when it scores above all of them ({self.threshold:.6g}); {guarantee}{again}"
         )
 
     def settings(self) -> dict[str, Any]:
-        """All but the scores, JSON-able: ``Calibration(scores, **settings)`` is the same calibration."""
-        return {"false_alarm_rate": self.false_alarm_rate, "withheld": self.withheld}
+        """All but scores and groups, JSON-able: ``Calibration(scores, groups=groups, **settings)`` is the same."""
+        names = ("false_alarm_rate", "withheld", "exact", "fixed", "look_again")
+        return {name: getattr(self, name) for name in names}
 
-    def at_rate(self, false_alarm_rate: float) -> Calibration:
-        """The same scores, for another rate."""
-        return replace(self, false_alarm_rate=false_alarm_rate)
+    def at_rate(self, false_alarm_rate: float, *, look_again: float | None = None) -> Calibration:
+        """The same scores, for another rate; `look_again` is a second, larger rate."""
+        if look_again is not None and look_again < false_alarm_rate:
+            raise ValueError(
+                f"look_again={look_again} is a larger rate than that of the alarm ({false_alarm_rate}): more images are "
+                "looked at again than alarm"
+            )
+        lower = None if look_again is None else self.at_rate(look_again).threshold
+        return replace(self, false_alarm_rate=false_alarm_rate, fixed=None, look_again=lower)
 
-    def _allowed(self) -> int:
-        """How many calibration scores may reach an alarming score: k of `threshold`."""
-        # Compared as p-values are, by the float c / (n + 1), so that rounding cannot set the two apart.
-        steps = np.arange(1, self.n + 1) / (self.n + 1)
-        return max(int(np.searchsorted(steps, self.false_alarm_rate, side="right")) - 1, 0)
+    def at_threshold(self, threshold: float, *, look_again: float | None = None) -> Calibration:
+        """The same scores, with a threshold set by hand; `look_again` is a second, lower one."""
+        return replace(self, fixed=float(threshold), look_again=look_again)
 
+    def _levels(self) -> Floats:
+        """p-values (m + 1,): entry i of a score above i of the calibration scores, and not above the others."""
+        return (1 + np.append(self._mass, 0.0)) / (self.n + 1)  # type: ignore[attr-defined]
 
-@dataclass(frozen=True)
-class Drift:
-    """Result of `drift`: a small p-value says that good images now score above the calibration ones."""
-
-    statistic: float  # largest excess of small p-values over their expected share, in [0, 1]
-    p_value: float
-
-
-def conformal_p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> Floats:
-    """Share of good images that score at least as high, the new one counted in: (1 + #{s_i >= s}) / (n + 1).
-
-    A new image that is exchangeable with the calibration images has P(p <= a) <= a for every a, also with
-    ties, which count against the alarm.
-
-    Parameters
-    ----------
-    calibration_scores : (n,) anomaly scores of good images, higher = more anomalous.
-    scores : (m,) anomaly scores of new images on the same scale. Infinite scores are allowed here.
-
-    Returns
-    -------
-    (m,) p-values, multiples of 1 / (n + 1); small = anomalous.
-
-    Raises
-    ------
-    ValueError
-        If either is not a vector, a calibration score is not finite, or a score is NaN.
-
-    Examples
-    --------
-    >>> conformal_p_values([1.0, 2.0, 3.0], [0.0, 2.0, 9.0]).tolist()
-    [1.0, 0.75, 0.25]
-    """
-    known = np.sort(_finite_vector(calibration_scores, "calibration scores"))
-    new = np.asarray(scores, dtype=np.float64)
-    if new.ndim != 1:
-        raise ValueError(f"scores of shape {new.shape}: need a vector")
-    if np.isnan(new).any():
-        raise ValueError(f"scores has NaN at position {int(np.argmax(np.isnan(new)))}; scores must be numbers")
-    at_least = known.size - np.searchsorted(known, new, side="left")  # #{s_i >= s}
-    return (1 + at_least) / (known.size + 1)
+    def _last(self) -> int:
+        """Position of the threshold among the scores."""
+        # s > the largest score that is not rare enough  <=>  p(s) <= rate; where none is rare enough, that is the top.
+        return int((self._levels()[:-1] > self.false_alarm_rate).sum()) - 1
 
 
 def images_needed(false_alarm_rate: float) -> int:
@@ -229,88 +265,6 @@ def images_needed(false_alarm_rate: float) -> int:
     while 1 / (n + 1) > false_alarm_rate:
         n += 1
     return n
-
-
-class CrossFit:
-    """Scorers fitted with one fold of images left out each, to score every image as if it were new.
-
-    Costs `n_folds` fits on (n_folds - 1) / n_folds of the rows each. All rows of an image stay in one fold,
-    since the patches of one image know each other. More folds come closer to the final scorer, which sees
-    all images.
-
-    Parameters
-    ----------
-    make_scorer : returns an unfitted scorer with fit(X, groups) and score(X) -> (n,).
-    n_folds : at least 2; with fewer images than folds every image is left out once.
-    random_state : seed of the assignment of images to folds.
-
-    Raises
-    ------
-    ValueError
-        If n_folds < 2.
-
-    Examples
-    --------
-    >>> class DistanceToMean:
-    ...     def fit(self, X, groups):
-    ...         self.mean_ = X.mean(axis=0)
-    ...         return self
-    ...     def score(self, X):
-    ...         return np.linalg.norm(X - self.mean_, axis=1)
-    >>> X, groups = np.array([[0.0], [2.0], [4.0]]), np.array([0, 1, 2])
-    >>> CrossFit(DistanceToMean).fit(X, groups).score_excluding(X, groups).tolist()
-    [3.0, 0.0, 3.0]
-    """
-
-    def __init__(self, make_scorer: Callable[[], FoldScorer], n_folds: int = 5, random_state: int = 0):
-        if n_folds < 2:
-            raise ValueError(f"n_folds is {n_folds}: at least 2 folds are needed to leave one out")
-        self.make_scorer = make_scorer
-        self.n_folds = n_folds
-        self.random_state = random_state
-
-    def fit(self, X: ArrayLike, groups: ArrayLike) -> CrossFit:
-        """Fit one scorer per fold on rows (n, d) of the other folds; `groups` (n,) is the image of each row.
-
-        Raises
-        ------
-        ValueError
-            If there is only one image, or `groups` does not match X.
-        """
-        rows, image = _rows_and_groups(X, groups)
-        images, of_row, n_rows = np.unique(image, return_inverse=True, return_counts=True)
-        if images.size < 2:
-            raise ValueError(
-                f"{images.size} image given: two images are needed to score one without having learnt from it"
-            )
-        fold = _balanced_folds(n_rows, self.n_folds, self.random_state)  # (n_images,)
-        scorers = {}
-        for left_out in np.unique(fold):  # with fewer images than folds some are empty
-            seen = fold[of_row] != left_out
-            scorers[int(left_out)] = self.make_scorer().fit(rows[seen], image[seen])
-        self.scorers_ = scorers
-        self.fold_of_ = dict(zip(images.tolist(), fold.tolist(), strict=True))
-        return self
-
-    def score_excluding(self, X: ArrayLike, groups: ArrayLike) -> Floats:
-        """Scores (n,) of rows (n, d), each by the scorer that has not seen its image.
-
-        Raises
-        ------
-        ValueError
-            If `groups` does not match X, or a scorer returns a wrong shape.
-        """
-        rows, image = _rows_and_groups(X, groups)
-        # An image that was in no fold is new to every scorer.
-        fold = np.array([self.fold_of_.get(group, 0) for group in image.tolist()])
-        scores = np.empty(image.size, dtype=np.float64)
-        for left_out in np.unique(fold):
-            held_out = fold == left_out
-            fold_scores = np.asarray(self.scorers_[int(left_out)].score(rows[held_out]), dtype=np.float64)
-            if fold_scores.shape != (held_out.sum(),):
-                raise ValueError(f"scorer returned shape {fold_scores.shape} for {held_out.sum()} rows")
-            scores[held_out] = fold_scores
-        return scores
 
 
 def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
@@ -349,13 +303,6 @@ def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
     return Drift(excess, math.exp(-2 * excess**2 * m * n_calibration / (m + n_calibration)))
 
 
-def _rows_and_groups(X: ArrayLike, groups: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    rows, image = np.asarray(X), np.asarray(groups)
-    if image.ndim != 1 or rows.ndim < 1 or image.size != rows.shape[0]:
-        raise ValueError(f"groups {image.shape} and X {rows.shape}: need the image of every row")
-    return rows, image
-
-
 def _finite_vector(values: ArrayLike, name: str) -> Floats:
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1:
@@ -364,14 +311,3 @@ def _finite_vector(values: ArrayLike, name: str) -> Floats:
         position = int(np.argmin(np.isfinite(vector)))
         raise ValueError(f"{name}: {vector[position]} at position {position}; every value must be finite")
     return vector
-
-
-def _balanced_folds(n_rows: NDArray[np.intp], n_folds: int, random_state: int) -> NDArray[np.intp]:
-    """Fold of every image: largest first, each into the fold with the fewest rows, equals in random order."""
-    shuffled = np.random.default_rng(random_state).permutation(n_rows.size)
-    fold_of_image = np.empty(n_rows.size, dtype=np.intp)
-    filled = np.zeros(n_folds, dtype=np.int64)
-    for index in shuffled[np.argsort(-n_rows[shuffled], kind="stable")]:
-        fold_of_image[index] = np.argmin(filled)
-        filled[fold_of_image[index]] += n_rows[index]
-    return fold_of_image

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.fitted.calibration import Calibration
+from anomalib_lite.fitted.history import Record
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import Scorer, image_score
 from anomalib_lite.scoring.base import ExplainsByNeighbors, read_only
@@ -26,12 +27,13 @@ class TrainingImages:
 
     Attributes
     ----------
-    ids : tuple of str, length n; of rotated copies, which follow each other, every one
+    ids : tuple of str, length n; of varied copies, which follow each other, every one
     sizes : int64 (n, 2), height and width; 0 where an image was not readable
     unreadable : tuple of UnreadableImage
     calibrating : int64 (c,), images (not copies) that were scored as if they had not been there
     scores : float64 (c,), their scores
-    copies : angles at which every image was learnt
+    groups : int64 (n / copies,), the same number for images that belong together
+    copies : times that every image was shown: once, and once for every variation drawn
     """
 
     ids: tuple[str, ...]
@@ -39,10 +41,11 @@ class TrainingImages:
     unreadable: tuple[UnreadableImage, ...]
     calibrating: np.ndarray
     scores: np.ndarray
+    groups: np.ndarray
     copies: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("sizes", "calibrating", "scores"):
+        for name in ("sizes", "calibrating", "scores", "groups"):
             object.__setattr__(self, name, read_only(getattr(self, name)))
 
     @property
@@ -97,6 +100,7 @@ class Fitted:
     origins : int64 (m, 2)
         Training image and patch of every row of the scorer's bank; empty for scorers that do not explain by neighbours.
     train : TrainingImages
+    history : tuple of Record, every time that the threshold was set
     parameters : the detector's parameters as they were chosen, JSON-able
     embedder : what made the embeddings, see `Embedder.describe`
     """
@@ -109,6 +113,7 @@ class Fitted:
     origins: np.ndarray
     train: TrainingImages
     value_range: tuple[int, int] | None = None
+    history: tuple[Record, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)
 

@@ -3,25 +3,33 @@
 Patches: the first images (the stream is in random order) teach the PCA, all fill the scorer's rows, and each
 is scored as if it had not been among them. What is held in memory has a budget; images that calibrate
 but were not kept are read once more. Global vectors are few and small, so all are kept.
+
+Scored as if it had not been among them: by a scorer made without its fold (``"cross"``), or, where images can be
+spared, by one that never saw it (``"split"``). Images of one group share their fate. Of varied copies of an image one,
+drawn at random, calibrates: what is promised is for a good part under such a variation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, Literal
 
 import numpy as np
 
 from anomalib_lite.embedding.streaming import EmbeddedImage, Intake
-from anomalib_lite.fitted.calibration import Calibration, CrossFit
+from anomalib_lite.fitted.calibration import Calibration, images_needed
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups, too_many_twins
-from anomalib_lite.fitted.rows import RowCollector, RowSelection
+from anomalib_lite.fitted.folds import assign_folds, left_out
+from anomalib_lite.fitted.groups import numbered
+from anomalib_lite.fitted.history import Record
+from anomalib_lite.fitted.rows import FoldedRows, RowSelection
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.machine.memory import available_bytes
 from anomalib_lite.scoring import Scorer, image_score
-from anomalib_lite.scoring.base import ExplainsByNeighbors, ScoresLeftOut, coreset_size, least_images
+from anomalib_lite.scoring.base import ExplainsByNeighbors, coreset_size, least_images
 from anomalib_lite.scoring.reduction import Reduction
 
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
@@ -29,8 +37,11 @@ _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
 # At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
 _GLOBAL_FOLDS = 10
+# Of the groups, at least and at most so many are held out by "split".
+_LEAST_HELD_OUT, _MOST_HELD_OUT = 0.25, 0.5
 
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
+CalibrationKind = Literal["cross", "split"]
 
 
 class NoGoodImagesError(ValueError):
@@ -45,9 +56,10 @@ class Plan:
     ----------
     make_reduction, make_scorer : unfitted ones; the reduction for rows that can give so many components
     selection : RowSelection, unfitted
-    false_alarm_rate, top_share, calibration_images, random_state : see `Detector`
+    false_alarm_rate, top_share, calibration, calibration_images, random_state : see `Detector`
+    groups : int (n,) of the images, or None: shots of one part are looked for
     value_range : how the images were read, kept in the result
-    copies : rotated copies of every image, with consecutive indices; the first calibrates, all others left out
+    copies : times that every image is shown, with consecutive indices; the first is the image as it is
     parameters, embedder : kept in the result, see `Fitted`
     """
 
@@ -56,8 +68,10 @@ class Plan:
     selection: RowSelection = field(default_factory=RowSelection)
     false_alarm_rate: float = 0.01
     top_share: float = 0.01
+    calibration: CalibrationKind = "cross"
     calibration_images: int = 1000
     random_state: int = 0
+    groups: np.ndarray | None = None
     copies: int = 1
     value_range: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -74,58 +88,68 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     ValueError
         If the images are all the same, or all rows are to be kept and do not fit into memory.
     """
-    copies = plan.copies
+    images = _Images(ids, plan)
     intake = Intake()
-    stream = intake.readable(embed(_shuffled(ids, plan)))
+    stream = intake.readable(embed(images.learnt))
     scorer = plan.make_scorer()
     least = least_images(scorer)
-    sample = _first(stream, _SAMPLE_BYTES, least, copies)
-    _require_enough(sample, intake, len(ids), least, copies)
+    sample = _first(stream, _SAMPLE_BYTES, least, images)
+    images.require_enough(sample, intake, least)
     grid = sample[0].embedding.shape[:2]
     X = np.concatenate([image.rows for image in sample])
     reduction = plan.make_reduction(min(X.shape)).fit(X)
     selection = plan.selection
     if selection.trim:
-        groups = np.repeat([image.index // copies for image in sample], grid[0] * grid[1])
+        groups = np.repeat([images.group(image.index) for image in sample], grid[0] * grid[1])
         selection = selection.learn(reduction.transform(X), groups)
     del X
 
     if scorer.max_rows is None:
-        _require_memory(len(ids) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
-    collector = RowCollector(scorer.max_rows, coreset_size=coreset_size(scorer), random_state=plan.random_state)
-    held: dict[int, np.ndarray] = {}
-    vectors: list[np.ndarray] = []  # of each image that calibrates, in that order: whether some show one part
+        _require_memory(len(images.learnt) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
+    collected = FoldedRows(
+        int(images.folds.max()) + 1,
+        scorer.max_rows,
+        coreset_size=coreset_size(scorer),
+        random_state=plan.random_state,
+    )
+    held: dict[int, np.ndarray] = {}  # of images that calibrate, by index
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
-        kept = selection.kept(rows, image.index // copies)
-        collector.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept)
-        if image.index % copies == 0 and held_bytes < _HELD_BYTES and len(held) < plan.calibration_images:
+        kept = selection.kept(rows, images.group(image.index))
+        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept, images.fold(image.index))
+        images.see(image)
+        if images.calibrates(image.index) and held_bytes < _HELD_BYTES and len(held) < plan.calibration_images:
             held[image.index] = rows
-            vectors.append(image.whole)
             held_bytes += rows.nbytes
 
-    X, origins = collector.rows()
-    groups = origins[:, 0] // copies
+    images.put_twins_together()
+    X, origins = collected.rows(np.repeat(images.folds, plan.copies))
+    groups = images.groups[origins[:, 0] // plan.copies]
     scorer.fit(X, groups)
-    unseen = scorer if isinstance(scorer, ScoresLeftOut) else CrossFit(plan.make_scorer).fit(X, groups)
-    del X
     train_scores: dict[int, float] = {}
 
-    def calibrate(rows: np.ndarray, index: int) -> None:
-        patch_scores = unseen.score_excluding(rows, np.full(len(rows), index // copies))
-        train_scores[index // copies] = image_score(patch_scores, plan.top_share)
+    def calibrate(unseen: Scorer, rows: np.ndarray, index: int) -> None:
+        train_scores[index // plan.copies] = image_score(unseen.score(rows), plan.top_share)
 
-    for index, rows in held.items():
-        calibrate(rows, index)
-    upright = [index for index in intake.sizes if index not in held and index % copies == 0]
-    rest = upright[: plan.calibration_images - len(held)]
-    held.clear()
-    if rest:
-        for image in Intake().readable(embed(np.array(rest))):
-            calibrate(reduction.transform(image.rows), image.index)
-            vectors.append(image.whole)
-    return _finished(plan, ids, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, vectors)
+    if plan.calibration == "split":
+        for image in intake.readable(embed(images.held_out[: plan.calibration_images])):
+            images.see(image)
+            calibrate(scorer, reduction.transform(image.rows), image.index)
+        images.put_twins_together()
+    else:
+        rest = [index for index in intake.sizes if images.calibrates(index) and index not in held]
+        rest = sorted(rest[: plan.calibration_images - len(held)], key=images.fold)
+        again = Intake().readable(embed(np.array(rest))) if rest else iter(())
+        by_fold = groupby(again, key=lambda image: images.fold(image.index))
+        for fold, unseen in left_out(plan.make_scorer, X, images.folds[origins[:, 0] // plan.copies], groups):
+            for index in [index for index in held if images.fold(index) == fold]:
+                calibrate(unseen, held.pop(index), index)
+            if any(images.fold(index) == fold for index in rest):
+                for image in next(by_fold, (fold, iter(())))[1]:
+                    calibrate(unseen, reduction.transform(image.rows), image.index)
+    del X
+    return images.finished(intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
 
 
 def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -138,14 +162,17 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     ValueError
         If the images are all the same.
     """
-    copies = plan.copies
+    images = _Images(ids, plan)
     intake = Intake()
-    images = list(intake.readable(embed(_shuffled(ids, plan))))
+    learnt = list(intake.readable(embed(images.learnt)))
     # Calibration leaves one out, and what is left has to vary.
-    _require_enough(images, intake, len(ids), 3, copies)
-    X = np.stack([image.embedding for image in images])
-    index = np.array([image.index for image in images])
-    groups = index // copies
+    images.require_enough(learnt, intake, 3)
+    for image in learnt:
+        images.see(image)
+    images.put_twins_together()
+    X = np.stack([image.embedding for image in learnt])
+    index = np.array([image.index for image in learnt])
+    groups = images.groups[index // plan.copies]
 
     def make() -> _Pipeline:
         return _Pipeline(plan.make_reduction(X.shape[1]), plan.make_scorer())
@@ -156,14 +183,24 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         selection = plan.selection.learn(reduced, groups)
         rows = np.flatnonzero([len(selection.kept(reduced[i : i + 1], groups[i])) for i in rows])
     fitted = make().fit(X[rows], groups[rows])
-    # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
-    unseen = CrossFit(make, n_folds=_GLOBAL_FOLDS).fit(X[rows], groups[rows])
-    upright = index % copies == 0
-    scores = unseen.score_excluding(X[upright], groups[upright])
-    train_scores = dict(zip(groups[upright].tolist(), scores.tolist(), strict=True))
+    train_scores: dict[int, float] = {}
+    if plan.calibration == "split":
+        for image in intake.readable(embed(images.held_out)):
+            images.see(image)
+            train_scores[image.index // plan.copies] = float(fitted.score(image.rows)[0])
+        images.put_twins_together()
+    else:
+        # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
+        fold = assign_folds(groups, _GLOBAL_FOLDS, random_state=plan.random_state)
+        calibrating = np.array([images.calibrates(i) for i in index.tolist()])
+        for number, unseen in left_out(make, X[rows], fold[rows], groups[rows]):
+            mine = np.flatnonzero(calibrating & (fold == number))
+            if len(mine):
+                train_scores.update(
+                    zip((index[mine] // plan.copies).tolist(), unseen.score(X[mine]).tolist(), strict=True)
+                )
     origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
-    vectors = [image.whole for image in images if image.index % copies == 0]
-    return _finished(plan, ids, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores, vectors)
+    return images.finished(intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
 
 
 class _Pipeline:
@@ -182,65 +219,174 @@ class _Pipeline:
         return self.scorer.score(self.reduction.transform(X))
 
 
-def _finished(
-    plan: Plan,
-    ids: Sequence[str],
-    intake: Intake,
-    reduction: Reduction,
-    scorer: Scorer,
-    origins: np.ndarray,
-    grid: tuple[int, int],
-    train_scores: dict[int, float],
-    vectors: list[np.ndarray],
-) -> Fitted:
-    """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on, `vectors` one for each
-    image that calibrates."""
-    # A file that cannot be read is one file, at however many angles it was asked for.
-    unreadable = tuple(
-        UnreadableImage(entry.index // plan.copies, entry.id, entry.reason)
-        for entry in sorted(intake.unreadable, key=lambda entry: entry.index)
-        if entry.index % plan.copies == 0
-    )
-    scores = np.array(list(train_scores.values()), dtype=np.float64)
-    train = TrainingImages(
-        ids=tuple(ids),
-        sizes=np.array([intake.sizes.get(i, (0, 0)) for i in range(len(ids))], dtype=np.int64),
-        unreadable=unreadable,
-        calibrating=np.array(list(train_scores), dtype=np.int64),
-        scores=scores,
-        copies=plan.copies,
-    )
-    parts = duplicate_groups(np.stack(vectors))
-    explains = isinstance(scorer, ExplainsByNeighbors)
-    return Fitted(
-        reduction=reduction,
-        scorer=scorer,
-        calibration=Calibration(scores, plan.false_alarm_rate, describe_groups(parts) if too_many_twins(parts) else ""),
-        grid=grid,
-        top_share=plan.top_share,
-        origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
-        train=train,
-        value_range=plan.value_range,
-        parameters=plan.parameters,
-        embedder=plan.embedder,
-    )
+class _Images:
+    """The images of a fit: which are learnt and which calibrate, in what order, group and fold.
+
+    An *index* counts copies, an image's number is index // copies.
+
+    Attributes
+    ----------
+    learnt, held_out : int (m,), indices in random order, so that the first of them are a random sample
+    groups, folds : int (n,), of the images
+    """
+
+    def __init__(self, ids: Sequence[str], plan: Plan):
+        self.ids, self.plan = ids, plan
+        n = len(ids) // plan.copies
+        rng = np.random.default_rng(plan.random_state)
+        order = rng.permutation(len(ids))
+        self.groups = np.arange(n) if plan.groups is None else plan.groups
+        if plan.copies > 1:
+            # Every copy as often as any other, the image as it is among them.
+            self._copy = (np.arange(n) + rng.integers(plan.copies)) % plan.copies
+            rng.shuffle(self._copy)
+        else:
+            self._copy = np.zeros(n, dtype=np.int64)
+        out = np.zeros(n, dtype=bool)
+        if plan.calibration == "split":
+            out = np.isin(self.groups, _held_out(self.groups, plan))
+        self.learnt = order[~out[order // plan.copies]]
+        self.held_out = np.array([i for i in order.tolist() if out[i // plan.copies] and self.calibrates(i)], dtype=int)
+        self.folds = assign_folds(self.groups, random_state=plan.random_state)
+        self._vectors: dict[int, np.ndarray] = {}  # of each image: whether some show one part
+        self._parts: np.ndarray | None = None
+
+    def group(self, index: int) -> int:
+        return int(self.groups[index // self.plan.copies])
+
+    def fold(self, index: int) -> int:
+        return int(self.folds[index // self.plan.copies])
+
+    def calibrates(self, index: int) -> bool:
+        """Whether this copy is the one that its image is calibrated by."""
+        number, copy = divmod(index, self.plan.copies)
+        return bool(self._copy[number] == copy)
+
+    def see(self, image: EmbeddedImage) -> None:
+        """Keep what tells whether two images show one part; of so many as calibrate, since time grows quadratically."""
+        number, copy = divmod(image.index, self.plan.copies)
+        as_it_is = copy == 0 or self.plan.calibration == "split"
+        if as_it_is and number not in self._vectors and len(self._vectors) < self.plan.calibration_images:
+            self._vectors[number] = image.whole
+
+    def put_twins_together(self) -> None:
+        """Images that show one part become one group, unless the groups were given."""
+        numbers = np.array(list(self._vectors), dtype=np.int64)
+        self._parts = parts = duplicate_groups(np.stack(list(self._vectors.values())))
+        if self.plan.groups is not None:
+            return
+        first = numbers[np.unique(parts, return_index=True)[1]][parts]
+        self.groups, self.folds = self.groups.copy(), self.folds.copy()
+        self.groups[numbers] = self.groups[first]
+        self.folds[numbers] = self.folds[first]
+        present = np.unique(self.folds[numbers])
+        if len(present) == 1 and len(np.unique(first)) > 1:  # the few parts there are fell into one fold
+            self.folds[numbers] = assign_folds(self.groups[numbers], random_state=self.plan.random_state)
+
+    def require_enough(self, images: list[EmbeddedImage], intake: Intake, least: int) -> None:
+        """Refuse too few images, and images that are all the same; varied copies do not count, nor do groups of them."""
+        copies = self.plan.copies
+        n_images, n_groups = len({i.index // copies for i in images}), len({self.group(i.index) for i in images})
+        if n_images < least:
+            reasons = [entry.reason for entry in intake.unreadable if entry.index % copies == 0]
+            shown = "".join(f"\n  {reason}" for reason in reasons[:5])
+            given = len(self.learnt) // copies
+            raise NoGoodImagesError(
+                f"{n_images} readable image(s) among {given} to learn from; {least} good images are the "
+                f"least, some dozens are recommended{shown and '. Unreadable:' + shown}"
+            )
+        if n_groups < least:
+            raise NoGoodImagesError(
+                f"{n_images} images of {n_groups} group(s) can be read to learn from; {least} groups are the least, some "
+                "dozens are recommended"
+            )
+        # Of many large images only a few are held; that those are the same may be chance.
+        upright = [image.embedding for image in images if image.index % copies == 0]
+        n_given = len(self.learnt)
+        if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
+            return
+        tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
+        if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
+            raise ValueError(
+                f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
+                "images vary, so give images of different parts"
+            )
+
+    def finished(
+        self,
+        intake: Intake,
+        reduction: Reduction,
+        scorer: Scorer,
+        origins: np.ndarray,
+        grid: tuple[int, int],
+        train_scores: dict[int, float],
+    ) -> Fitted:
+        """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
+        plan, copies = self.plan, self.plan.copies
+        # A file that cannot be read is one file, however often it was asked for.
+        lost = {entry.index // copies: entry for entry in reversed(intake.unreadable)}
+        unreadable = tuple(
+            UnreadableImage(number, self.ids[number * copies], lost[number].reason) for number in sorted(lost)
+        )
+        calibrating = np.array(list(train_scores), dtype=np.int64)
+        scores = np.array(list(train_scores.values()), dtype=np.float64)
+        if not len(scores):
+            raise NoGoodImagesError(
+                "none of the images held out to calibrate can be read; give more images, or calibration='cross'"
+            )
+        train = TrainingImages(
+            ids=tuple(self.ids),
+            sizes=np.array([intake.sizes.get(i, (0, 0)) for i in range(len(self.ids))], dtype=np.int64),
+            unreadable=unreadable,
+            calibrating=calibrating,
+            scores=scores,
+            groups=numbered(self.groups.tolist()),
+            copies=copies,
+        )
+        parts = self._parts
+        withheld = ""
+        if plan.groups is None and parts is not None and too_many_twins(parts):
+            withheld = describe_groups(parts)
+        calibration = Calibration(
+            scores,
+            plan.false_alarm_rate,
+            groups=train.groups[calibrating],
+            withheld=withheld,
+            exact=plan.calibration == "split",
+        )
+        explains = isinstance(scorer, ExplainsByNeighbors)
+        return Fitted(
+            reduction=reduction,
+            scorer=scorer,
+            calibration=calibration,
+            grid=grid,
+            top_share=plan.top_share,
+            origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
+            train=train,
+            value_range=plan.value_range,
+            history=(Record.of("fit", calibration, [self.ids[i * copies] for i in calibrating.tolist()]),),
+            parameters=plan.parameters,
+            embedder=plan.embedder,
+        )
 
 
-def _shuffled(ids: Sequence[str], plan: Plan) -> np.ndarray:
-    """Indices of all images in random order, so that the first of them are a random sample."""
-    return np.random.default_rng(plan.random_state).permutation(len(ids))
+def _held_out(groups: np.ndarray, plan: Plan) -> np.ndarray:
+    """Groups that are not learnt from: as many as the rate takes, but a quarter to a half of them."""
+    names = np.random.default_rng(plan.random_state).permutation(np.unique(groups))
+    least, most = (round(share * len(names)) for share in (_LEAST_HELD_OUT, _MOST_HELD_OUT))
+    return names[: min(max(least, images_needed(plan.false_alarm_rate), 1), max(most, 1))]
 
 
-def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, copies: int) -> list[EmbeddedImage]:
-    """The first images of a stream, as many as fit the budget in bytes, but `least` that are no copies."""
+def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, images: _Images) -> list[EmbeddedImage]:
+    """The first images of a stream, as many as fit the budget in bytes, but of `least` groups."""
     sample: list[EmbeddedImage] = []
-    originals: set[int] = set()
+    groups: set[int] = set()
     used = 0
     for image in stream:
         sample.append(image)
-        originals.add(image.index // copies)
+        groups.add(images.group(image.index))
         used += image.embedding.nbytes
-        if used >= budget and len(originals) >= least:
+        if used >= budget and len(groups) >= least:
             break
     return sample
 
@@ -250,28 +396,6 @@ def _emptying(sample: list[EmbeddedImage], stream: Iterator[EmbeddedImage]) -> I
     while sample:
         yield sample.pop(0)
     yield from stream
-
-
-def _require_enough(images: list[EmbeddedImage], intake: Intake, n_given: int, least: int, copies: int) -> None:
-    """Refuse too few images, and images that are all the same; rotated copies do not count."""
-    n_images = len({image.index // copies for image in images})
-    if n_images < least:
-        reasons = [entry.reason for entry in intake.unreadable if entry.index % copies == 0]
-        shown = "".join(f"\n  {reason}" for reason in reasons[:5])
-        raise NoGoodImagesError(
-            f"{n_images} readable image(s) among {n_given // copies} to learn from; {least} good images are the least, "
-            f"some dozens are recommended{shown and '. Unreadable:' + shown}"
-        )
-    # Of many large images only a few are held; that those are the same may be chance.
-    upright = [image.embedding for image in images if image.index % copies == 0]
-    if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
-        return
-    tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
-    if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
-        raise ValueError(
-            f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
-            "images vary, so give images of different parts"
-        )
 
 
 def _require_memory(rows: int, dimension: int) -> None:

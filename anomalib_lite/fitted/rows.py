@@ -3,7 +3,7 @@
 Per image a block of rows (patches, d) goes in. `RowSelection` decides which of them may be learnt from at all, and
 stands before anything is thinned: a k-center coreset keeps the oddest rows, so it must never see those to be dropped.
 `RowCollector` keeps rows up to a budget; beyond it they are thinned: by greedy k-center where rare rows matter (merge
-and reduce), otherwise uniformly at random.
+and reduce), otherwise uniformly at random. `FoldedRows` does so for each fold of images apart.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from anomalib_lite.scoring.neighbors import NeighborIndex
 # Rows that stand for all when odd ones are told. Drawn at random, they have few of the rare rows, bad ones among them,
 # so the distance to them judges by density.
 _REFERENCE = 4096
+# Of the bank's rows, what the coreset of one of five folds keeps: merged they are 2.5 times the bank. A quarter makes
+# held-out scores too high (median p 0.61 on halves of metal_nut), all of it takes half as long again.
+_FOLD_SHARE = 0.5
 
 
 class RowSelection:
@@ -140,6 +143,60 @@ class RowCollector:
         chosen, their_origins = rows[kept], origins[kept]
         self._count = 0
         self._append(chosen, their_origins)
+
+
+class FoldedRows:
+    """Rows of a stream of images that come in folds, thinned to a budget so that no fold stands for another.
+
+    Where a k-center coreset thins, each fold has its own: merged without one of them they make the bank that would have
+    been made without its images, merged all together the bank itself. Cheap, since a coreset of coresets is chosen
+    among few rows (Har-Peled and Mazumdar, STOC 2004, for the merging).
+
+    Parameters
+    ----------
+    n_folds : int
+    budget : int or None
+        Rows kept at most, see `RowCollector`.
+    coreset_size : int or None
+        Rows of the bank they are collected for; a fold keeps half as many. None thins at random.
+    random_state : int
+    """
+
+    def __init__(self, n_folds: int, budget: int | None, *, coreset_size: int | None, random_state: int = 0):
+        self.coreset_size = None if coreset_size is None else max(1, round(coreset_size * _FOLD_SHARE))
+        self.random_state = random_state
+        each = n_folds if coreset_size is not None else 1  # what is drawn at random leaves no holes
+        self._collectors = [
+            RowCollector(
+                None if budget is None else max(1, budget // each),
+                coreset_size=self.coreset_size,
+                random_state=random_state,
+            )
+            for _ in range(each)
+        ]
+
+    def add(self, rows: np.ndarray, image: int, patches: np.ndarray, fold: int) -> None:
+        """Take in rows (n, d) of an image, with their numbers (n,) in it; see `RowCollector.add`."""
+        self._collectors[fold % len(self._collectors)].add(rows, image, patches)
+
+    def rows(self, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (n, d) and their origins (n, 2); `folds` are those of the images by now. The collector is emptied."""
+        blocks = [collector.rows() for collector in self._collectors]
+        if self.coreset_size is None:
+            return blocks[0]
+        parts = []
+        for fold in np.unique(folds):
+            own = [folds[origins[:, 0]] == fold for _, origins in blocks]
+            found = [block[mine] for (block, _), mine in zip(blocks, own, strict=True) if mine.any()]
+            if not found:
+                continue
+            rows = np.concatenate(found)
+            origins = np.concatenate([origins[mine] for (_, origins), mine in zip(blocks, own, strict=True)])
+            if len(rows) > self.coreset_size:
+                kept, _ = greedy_k_center(rows, self.coreset_size, random_state=self.random_state)
+                rows, origins = rows[kept], origins[kept]
+            parts.append((rows, origins))
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([origins for _, origins in parts])
 
 
 def _enlarged(kept: np.ndarray, capacity: int, like: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import numpy as np
 
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
+from anomalib_lite.fitted.history import Record
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import SCORERS
 from anomalib_lite.scoring.base import ExplainsByNeighbors, check_state
@@ -34,7 +35,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
             f"a {type(scorer).__name__} cannot be saved: a model file holds numbers, no code, and only "
             f"{', '.join(SCORERS)} are known where it is opened"
         )
-    parts = {
+    parts: dict[str, dict[str, np.ndarray]] = {
         "reduction": fitted.reduction.state(),
         "scorer": scorer.state(),
         "train": {
@@ -42,7 +43,9 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
             "sizes": fitted.train.sizes,
             "calibrating": fitted.train.calibrating,
             "scores": fitted.train.scores,
+            "groups": fitted.train.groups,
         },
+        "calibration": {"scores": fitted.calibration.scores, "groups": fitted.calibration.groups},
     }
     arrays = {f"{part}.{key}": np.asarray(value) for part, state in parts.items() for key, value in state.items()}
     return arrays, {
@@ -53,6 +56,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "top_share": fitted.top_share,
         "value_range": fitted.value_range,
         "calibration": fitted.calibration.settings(),
+        "history": [record.to_dict() for record in fitted.history],
         "train_ids": list(fitted.train.ids),
         "unreadable": [[entry.index, entry.id, entry.reason] for entry in fitted.train.unreadable],
         "copies": fitted.train.copies,
@@ -78,13 +82,14 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
     fitted = Fitted(
         reduction=reduction,
         scorer=scorer,
-        calibration=Calibration(train.scores, **values["calibration"]),
+        calibration=_calibration(_part(arrays, "calibration"), values["calibration"]),
         grid=(rows, columns),
         top_share=float(values["top_share"]),
         origins=origins,
         train=train,
         value_range=None if values["value_range"] is None else _range(*values["value_range"]),
         parameters=values["parameters"],
+        history=tuple(Record.read(record) for record in values["history"]),
         embedder=values["embedder"],
     )
     _check_it_tells_apart(fitted)
@@ -95,7 +100,7 @@ def _training_images(state: Arrays, values: dict[str, Any]) -> TrainingImages:
     ids, copies = values["train_ids"], values["copies"]
     unreadable = tuple(UnreadableImage(int(i), name, reason) for i, name, reason in values["unreadable"])
     texts = [*ids, *(text for entry in unreadable for text in (entry.id, entry.reason))]
-    n, _ = check_state(state, sizes="n 2", calibrating="c", scores="c")
+    n, _, _ = check_state(state, sizes="n 2", calibrating="c", scores="c", groups="g")
     if n != len(ids) or not all(isinstance(text, str) for text in texts) or not isinstance(copies, int) or copies < 1:
         raise ValueError("the list of training images is malformed")
     calibrating = state["calibrating"]
@@ -103,7 +108,15 @@ def _training_images(state: Arrays, values: dict[str, Any]) -> TrainingImages:
         raise ValueError("train.calibrating names images that are not there")
     if state["sizes"].dtype.kind != "i" or (state["sizes"] < 0).any():
         raise ValueError("train.sizes holds what is no size")
-    return TrainingImages(tuple(ids), state["sizes"], unreadable, calibrating, state["scores"], copies)
+    groups = state["groups"]
+    if groups.dtype.kind != "i" or groups.shape != (n // copies,):
+        raise ValueError("train.groups does not fit the training images")
+    return TrainingImages(tuple(ids), state["sizes"], unreadable, calibrating, state["scores"], groups, copies)
+
+
+def _calibration(state: Arrays, settings: dict[str, Any]) -> Calibration:
+    check_state(state, scores="m", groups="m")
+    return Calibration(state["scores"], groups=state["groups"], **settings)
 
 
 def _range(low: int, high: int) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""Images to learn from: opened, seen to be of good parts alone, turned if asked for, and read in the range they use."""
+"""Images to learn from: opened, seen to be of good parts alone, varied if asked for, and read in the range they use."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from anomalib_lite.images.loading import guess_value_range
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import Reading
-from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.variations import Variations, VariedSource
 
 
 def open_training(
@@ -19,7 +19,8 @@ def open_training(
     *,
     guess_range: bool = False,
     everything_is_good: bool = False,
-    rotations: int = 1,
+    variations: Variations | None = None,
+    random_state: int = 0,
     workers: int | None = None,
 ) -> tuple[ImageSource, Reading]:
     """Open images to learn from.
@@ -32,8 +33,10 @@ def open_training(
         Look at all of them for the bits in use, and warn if there are fewer than the files hold.
     everything_is_good : bool
         Do not look for test images and masks among them.
-    rotations : int
-        Angles at which each is shown; copy r of image i has index i × rotations + r.
+    variations : Variations, optional
+        Each is shown in varied copies too; see `VariedSource`.
+    random_state : int
+        Seed of these.
     workers : int, optional
         Threads that look for the range.
 
@@ -57,4 +60,4 @@ def open_training(
             f"new ones are scored; say value_range={guessed}, or None for the whole range",
             stacklevel=3,
         )
-    return (RotatedSource(source, rotations) if rotations > 1 else source), reading
+    return (source if variations is None else VariedSource(source, variations, random_state)), reading

@@ -1,7 +1,7 @@
 """What every scorer promises: rows of good examples in, anomaly scores of new rows out.
 
 What more one can do is asked for by shape, so that a scorer of your own gets it too: `ExplainsByNeighbors`,
-`ScoresLeftOut`, and the attributes `least_images` and `coreset_size`, both optional.
+and the attributes `least_images` and `coreset_size`, both optional.
 """
 
 from __future__ import annotations
@@ -66,15 +66,6 @@ class ExplainsByNeighbors(Protocol):
 
     def score_and_nearest(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores (n,) of rows (n, d), positions (n,) in the bank of their nearest rows, distances (n,) to these."""
-        ...
-
-
-@runtime_checkable
-class ScoresLeftOut(Protocol):
-    """A scorer that can score the rows it was fitted on as if it had not seen their group (image)."""
-
-    def score_excluding(self, X: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Scores (n,) of rows (n, d) of the groups (n,)."""
         ...
 
 

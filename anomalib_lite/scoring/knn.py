@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows, check_state, read_only
+from anomalib_lite.scoring.base import check_fitted, check_rows, check_state, read_only
 from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
@@ -39,7 +39,7 @@ class KNNScorer:
     Attributes
     ----------
     bank_ : float32 (m, d); bank_rows_ : int64 (m,), their positions in the rows given to `fit`;
-    bank_groups_ : int64 (m,); covering_radius_ : float, the largest distance of a good row to its nearest in the bank.
+    covering_radius_ : float, the largest distance of a good row to its nearest in the bank.
 
     Examples
     --------
@@ -83,7 +83,7 @@ class KNNScorer:
         return self.bank_size if self.selection == "k-center" else None
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> KNNScorer:
-        """Fill the bank from rows `X` (n, d); `groups` (n,) is the image of each row, for `score_excluding`.
+        """Fill the bank from rows `X` (n, d); `groups` (n,), the image of each row, are not needed.
 
         Raises
         ------
@@ -91,13 +91,12 @@ class KNNScorer:
             If there are fewer distinct rows than `k`, or rows are not finite.
         """
         X = check_rows(X)
-        groups = check_groups(groups, len(X))
         if len(X) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted from {len(X)} rows; lower k or give more images")
         rows, radius = self._select(X)
         if len(rows) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted, but only {len(rows)} rows are distinct; lower k")
-        self._set(X[rows], groups[rows], radius)
+        self._set(X[rows], radius)
         self.bank_rows_ = rows
         return self
 
@@ -109,24 +108,6 @@ class KNNScorer:
         """Scores (n,) of rows (n, d), positions (n,) in the bank of their nearest rows, distances (n,) to these."""
         distances, indices = self.neighbors(X)
         return distances.mean(axis=1, dtype=np.float64), indices[:, 0], distances[:, 0]
-
-    def score_excluding(self, X: np.ndarray, groups: np.ndarray) -> np.ndarray:
-        """Scores (n,) as if the bank held no row of the same group: for rows the bank was made from.
-
-        Raises
-        ------
-        ValueError
-            If a row has no neighbour outside its group: two groups (images) are needed.
-        """
-        check_fitted(self, "bank_")
-        X = check_rows(X, self.bank_.shape[1])
-        groups = check_groups(groups, len(X))
-        # A group may own all but a few bank rows; count what the scarcest one has left.
-        left = len(self.bank_) - np.unique(self.bank_groups_, return_counts=True)[1].max()
-        if left == 0:
-            raise ValueError("all bank rows are of one image; leaving it out leaves nothing to compare with")
-        distances, _ = self._index.search(X, min(self.k, left), exclude=groups)
-        return distances.mean(axis=1, dtype=np.float64)
 
     def neighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and bank indices (n, k) of the nearest bank rows of rows (n, d)."""
@@ -144,22 +125,20 @@ class KNNScorer:
     def state(self) -> dict[str, np.ndarray]:
         return {
             "bank": self.bank_,
-            "bank_groups": self.bank_groups_,
             "covering_radius": np.array([self.covering_radius_]),
         }
 
     @classmethod
     def from_state(cls, parameters: dict[str, Any], state: dict[str, np.ndarray], *, device: str = "auto") -> KNNScorer:
         scorer = cls(**parameters, device=device)
-        m, _ = check_state(state, bank="m d", bank_groups="m", covering_radius="1")
-        if m < scorer.k or state["bank_groups"].dtype.kind not in "iu" or state["covering_radius"][0] < 0:
-            raise ValueError(f"a bank of {m} rows with groups {state['bank_groups'].dtype} does not serve k={scorer.k}")
-        scorer._set(state["bank"], state["bank_groups"], float(state["covering_radius"][0]))
+        m, _ = check_state(state, bank="m d", covering_radius="1")
+        if m < scorer.k or state["covering_radius"][0] < 0:
+            raise ValueError(f"a bank of {m} rows does not serve k={scorer.k}")
+        scorer._set(state["bank"], float(state["covering_radius"][0]))
         return scorer
 
-    def _set(self, bank: np.ndarray, groups: np.ndarray, radius: float) -> None:
-        self._index = NeighborIndex(bank, groups, device=self.device)
-        self.bank_groups_ = read_only(groups)
+    def _set(self, bank: np.ndarray, radius: float) -> None:
+        self._index = NeighborIndex(bank, device=self.device)
         self.covering_radius_ = radius
         self.bank_ = read_only(bank)
 
