@@ -166,7 +166,7 @@ def run_one(data: Path, parameters: dict[str, Any]) -> dict[str, Any]:
     train = None
     if shots:
         chosen = np.random.default_rng(seed).choice(len(dataset.train), size=shots, replace=False)
-        train = [data / "train" / "good" / dataset.train.ids[i] for i in sorted(chosen)]
+        train = [dataset.train.root / dataset.train.ids[i] for i in sorted(chosen)]
     evaluation = evaluate(dataset, train=train, rates=RATES, random_state=seed or 0, **parameters)
     result = evaluation.to_dict()
     result.pop("pairing_problems")

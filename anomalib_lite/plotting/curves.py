@@ -1,6 +1,7 @@
 """The figures of an evaluation: score histogram, ROC, precision–recall, confusion matrix, calibration, training curves.
 
-Scores and labels in, one Figure out. Labels are True for defective; kinds name what each image is, "good" or a defect.
+Scores and labels in, one Figure out. Labels are True for defective; kinds name what each image is: good, as
+`is_good_name` knows it, or a defect.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,
@@ -35,18 +37,16 @@ from anomalib_lite.plotting.style import (
     whole_numbers,
 )
 
-_GOOD_KIND = "good"
-
 
 def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: float | None = None) -> Figure:
     """One line of points per kind over a common score axis, good ones first; the threshold is marked."""
     values, names = np.asarray(scores, dtype=np.float64), np.asarray(kinds)
-    order = sorted(set(kinds), key=lambda kind: (kind != _GOOD_KIND, kind))
+    order = sorted(set(kinds), key=_good_first)
     figure = new_figure(height=1.2 + 0.45 * len(order))
     axes = axes_of(figure, len(order), 1, sharex=True)
     edges = np.histogram_bin_edges(values, bins=40)
     for number, (axis, kind) in enumerate(zip(axes, order, strict=True)):
-        colour = GOOD if kind == _GOOD_KIND else COLOURS[number % len(COLOURS)]
+        colour = GOOD if is_good_name(kind) else COLOURS[number % len(COLOURS)]
         counts, _, _ = axis.hist(values[names == kind], bins=edges.tolist(), color=colour)
         axis.set_ylim(0, max(1.0, float(np.max(counts))) * 1.1)
         axis.set_yticks([])
@@ -96,7 +96,7 @@ def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) ->
 
 def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     """Counts of actual against predicted classes, shaded by share of the actual class."""
-    classes = sorted({*actual, *predicted}, key=lambda kind: (kind != _GOOD_KIND, kind))
+    classes = sorted({*actual, *predicted}, key=_good_first)
     counts = confusion_matrix(actual, predicted, labels=classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.55 * len(classes)
@@ -155,6 +155,10 @@ def _ranked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarra
     if truth.all() or not truth.any():
         raise ValueError(f"{truth.sum()} of {truth.size} images are defective; a curve needs good and defective ones")
     return truth, places
+
+
+def _good_first(kind: str) -> tuple[bool, str]:
+    return not is_good_name(kind), kind
 
 
 def _dash(number: int) -> str:

@@ -34,6 +34,7 @@ from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import drift
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
+from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
@@ -285,7 +286,7 @@ def _figures(
         placed = Projector(random_state=detector.random_state).fit(vectors)
         figure = plot_embedding_map(placed, names, alarms=alarms.tolist())
         drawn.append(_figure("Embedding map", figure, "Near points are alike; distances between groups mean nothing."))
-    defective = np.array([kind.rsplit("/", 1)[-1] != "good" for kind in kinds])
+    defective = np.array([not is_good_name(kind) for kind in kinds])
     if defective.any() and not defective.all():
         drawn.append(_figure("ROC", plot_roc(defective, {"this detector": scores.scores}), "By folder name."))
         figure = plot_calibration(scores.p_values, defective)
