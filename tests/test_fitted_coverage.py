@@ -81,7 +81,7 @@ class TestVerdict:
         assert found.unsupported == (0.05,)
         assert found.explain().endswith("at 20 %). The calibration images are too few for a threshold at 5 %.")
         nothing = coverage_verdict(p_values(0.0), smallest_rate=0.5).explain()
-        assert nothing == "The calibration images are too few for a threshold at 5 % and 10 % and 20 %."
+        assert nothing == "The calibration images are too few for a threshold at 5 %, 10 %, 20 %."
 
     @pytest.mark.parametrize(
         ("values", "rates", "message"),

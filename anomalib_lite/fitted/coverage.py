@@ -79,7 +79,7 @@ class Coverage:
         text = "; ".join(parts)
         sentences = [f"{text[0].upper()}{text[1:]}."] if text else []
         if self.unsupported:
-            named = " and ".join(f"{100 * rate:.3g} %" for rate in self.unsupported)
+            named = ", ".join(f"{100 * rate:.3g} %" for rate in self.unsupported)
             sentences.append(f"The calibration images are too few for a threshold at {named}.")
         return " ".join(sentences)
 

@@ -6,6 +6,7 @@ Scores and labels in, one Figure out. Labels are True for defective; kinds name 
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -113,24 +114,44 @@ def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_calibration(p_values: ArrayLike, labels: ArrayLike | None = None) -> Figure:
-    """Observed false alarms over the target rate on good new images, with the band of chance (binomial, 95 %)."""
+def plot_calibration(
+    p_values: ArrayLike, labels: ArrayLike | None = None, *, smallest_rate: float | None = None, note: str = ""
+) -> Figure:
+    """Observed false alarms over the target rate on good new images, with the band of chance (binomial, 95 %).
+
+    Parameters
+    ----------
+    p_values, labels : (n,); of images labelled defective nothing is drawn. Without labels all are good.
+    smallest_rate : the smallest rate that the calibration images support, 1 / (n + 1); marked, and nothing is drawn
+        below it, where there is no threshold.
+    note : what the curve says, in words, written below; `fitted.coverage.coverage_verdict` finds them.
+    """
     from scipy.stats import binom
 
     p = np.asarray(p_values, dtype=np.float64)
     good = p if labels is None else p[~np.asarray(labels, dtype=bool)]
-    targets = np.linspace(0.005, 0.3, 60)
-    observed = [(good <= target).mean() if len(good) else np.nan for target in targets]
-    figure, axis = one_axis(width=3.8, height=3.4)
+    lowest = smallest_rate or 0.0
+    # In 200ths, which are the floats that p-values are: 10 / 200 is 2 / 40.
+    targets = np.arange(1, 1 + round(200 * max(0.3, min(1.0, 1.2 * lowest)))) / 200
+    targets = np.unique([*targets, *([lowest] if lowest else [])])
+    observed = [(good <= target).mean() if len(good) and target >= lowest else np.nan for target in targets]
+    lines = textwrap.wrap(note.replace(" %", "\N{NO-BREAK SPACE}%"), 88)
+    figure, axis = one_axis(width=5.4, height=3.2 + 0.15 * len(lines))
     n = max(1, len(good))
     low, high = binom.ppf([0.025], n, targets) / n, binom.ppf([0.975], n, targets) / n
-    axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="mid", label="95 % of chance")
+    axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="post", label="95 % of chance")
     axis.plot(targets, targets, ":", color="black", linewidth=1, label="promised")
-    axis.step(targets, observed, where="mid", color=COLOURS[0], label=f"observed on {len(good)} good images")
-    axis.set_xlim(0, 0.3)
-    axis.set_ylim(bottom=0)
+    if smallest_rate is not None:
+        supported = f"smallest rate that\n{round(1 / smallest_rate) - 1} images support"
+        axis.axvline(smallest_rate, color=ALARM, linestyle="--", linewidth=0.8, label=supported)
+    axis.step(targets, observed, where="post", color=COLOURS[0], label=f"observed on\n{len(good)} good images")
+    axis.set_xlim(0, targets[-1])
+    # A little below 0, lest a curve of no alarm at all hides behind the axis.
+    axis.set_ylim(-0.03 * axis.get_ylim()[1], None)
     label(axis, "target false-alarm rate", "observed false alarms", "Calibration")
-    legend(axis, loc="upper left")
+    legend(axis, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=TEXT, x=0.02, ha="left")
     return figure
 
 

@@ -33,6 +33,7 @@ from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import drift
+from anomalib_lite.fitted.coverage import coverage_verdict
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.images.reading import UnreadableImageError
@@ -289,8 +290,7 @@ def _figures(
     defective = np.array([not is_good_name(kind) for kind in kinds])
     if defective.any() and not defective.all():
         drawn.append(_figure("ROC", plot_roc(defective, {"this detector": scores.scores}), "By folder name."))
-        figure = plot_calibration(scores.p_values, defective)
-        drawn.append(_figure("Calibration", figure, "On the images of folders named good."))
+        drawn.append(_calibration(scores.p_values[~defective], detector.fitted_.calibration.smallest_rate))
     if training is not None and scores.nearest is not None:
         known = set(training.ids)
         for i in np.argsort(-scores.scores, kind="stable")[:_RETRIEVALS].tolist():
@@ -302,6 +302,13 @@ def _figures(
             except UnreadableImageError as error:  # of the two, the one that it names
                 lost[scores.ids[i]] = str(error)
     return f'<h2>Figures</h2>{duplicates}<div class="figures">{"".join(drawn)}</div>'
+
+
+def _calibration(p_values: np.ndarray, smallest_rate: float) -> str:
+    """The calibration figure of good images, and whether the promise held, in words too."""
+    verdict = coverage_verdict(p_values, smallest_rate=smallest_rate).explain()
+    figure = plot_calibration(p_values, smallest_rate=smallest_rate, note=verdict)
+    return _figure("Calibration", figure, f"On the images of folders named good, ok or normal. {html.escape(verdict)}")
 
 
 def _vectors(detector: Detector, scores: Scores, source: Thumbnails) -> tuple[np.ndarray | None, list[int]]:
