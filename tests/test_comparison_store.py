@@ -32,6 +32,7 @@ def result():
         iou=0.4,
         curves={"train_loss": [1.0, 0.5], "train_accuracy": [0.5, 1.0]},
         maps={"dent/1.png": np.arange(64, dtype=np.uint8).reshape(8, 8)},
+        promised_rate=0.05,
     )
 
 
@@ -102,6 +103,7 @@ CHANGED = {
     "no time": {"train_seconds": None},
     "time as text": {"ms_per_image": "2"},
     "NaN for a metric": {"iou": float("nan")},
+    "a text for a rate": {"promised_rate": "0.05"},
     "pixels as list": {"pixels": [1, 2]},
     "pixels of another kind": {"pixels": {"auroc": 1.0}},
     "a text for a metric": {"pixels": dict(vars(PixelMetrics(0.9, None, 0.8, 3, 2)), aupro="high")},
