@@ -138,6 +138,15 @@ def test_an_unsound_run_is_made_anew(tmp_path, result, change):
     assert RunStore(tmp_path, IDENTITY).get("a", IDS).ids == IDS
 
 
+def test_so_is_one_that_does_not_say_what_it_promises(tmp_path, result):
+    RunStore(tmp_path, IDENTITY).put("a", result)
+    stored = json.loads((tmp_path / "a.json").read_text())
+    del stored["promised_rate"]
+    (tmp_path / "a.json").write_text(json.dumps(stored))
+    with pytest.warns(UserWarning, match=r"a\.json holds no sound run .*promised_rate.*; it is made anew"):
+        assert RunStore(tmp_path, IDENTITY).get("a", IDS) is None
+
+
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000, b'{"ids": 1}', b"7", b'{"scores": 1e999}']
 )

@@ -96,7 +96,7 @@ def _read(path: Path, ids: Sequence[str]) -> Run:
     maps = {image_id: _from_png(text) for image_id, text in stored["maps"].items()}
     run = Run(**{**stored, **arrays, "pixels": pixels, "maps": maps})
     measured = (pixels.pixel_auroc, pixels.pixel_ap, pixels.aupro) if pixels else ()
-    optional = (run.iou, run.promised_rate, *measured)
+    optional = (run.iou, stored["promised_rate"], *measured)  # an older file says not whether a rate is promised
     numbers = [run.train_seconds, run.ms_per_image, *(x for x in optional if x is not None)]
     numbers += [x for values in run.curves.values() for x in values]
     if not all(isinstance(x, float) and math.isfinite(x) for x in numbers):

@@ -5,7 +5,9 @@ side of it they lie, out. More alarms than the band: the threshold does not hold
 and defects that could have been found are missed.
 
 The band takes the promised rate for the true one of this very threshold. With few calibration images that rate itself
-differs from fit to fit (`Calibration.tolerance_rate`), so a count just outside may still be the luck of the fit.
+differs from fit to fit (`Calibration.tolerance_rate`), so a count just outside may still be the luck of the fit: at 5 %
+and 100 good images, counts of a sound threshold lie outside in 29 % of fits on 20 calibration images, in 10 % on 80 and
+in 5 % on 200 (beta-binomial).
 """
 
 from __future__ import annotations
