@@ -305,9 +305,9 @@ def _figures(
 
 
 def _calibration(p_values: np.ndarray, smallest_rate: float) -> str:
-    """The calibration figure of good images, and whether the promise held, in words too."""
+    """The calibration figure of good images; its caption says in words whether the promise held."""
     verdict = coverage_verdict(p_values, smallest_rate=smallest_rate).explain()
-    figure = plot_calibration(p_values, smallest_rate=smallest_rate, note=verdict)
+    figure = plot_calibration(p_values, smallest_rate=smallest_rate)
     return _figure("Calibration", figure, f"On the images of folders named good, ok or normal. {html.escape(verdict)}")
 
 
