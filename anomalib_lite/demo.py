@@ -9,7 +9,8 @@ from typing import Any
 
 from anomalib_lite.detector import Detector
 from anomalib_lite.evaluation.measuring import measure
-from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.fitted.coverage import coverage_verdict
+from anomalib_lite.images.mvtec import is_good_name, open_mvtec
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.plotting.overlays import contact_sheet
 from anomalib_lite.report.page import write_report
@@ -45,9 +46,12 @@ def run_demo(output: str | os.PathLike[str], **parameters: Any) -> str:
 
     model = detector.save(folder / "model.safetensors")
     scores.to_csv(folder / "scores.csv")
+    good = [is_good_name(image_id.split("/")[0]) for image_id in scores.ids]
+    held = coverage_verdict(scores.p_values[good], smallest_rate=detector.fitted_.calibration.smallest_rate)
     lines = [
         f"{len(data.train)} good synthetic parts learnt, {len(scores)} new ones scored",
         "",
+        held.explain(),
         evaluation.to_text(),
         "",
     ]

@@ -33,13 +33,13 @@ def main():
     from anomalib_lite import Detector
     from anomalib_lite.embedding.streaming import embed_whole
     from anomalib_lite.fitted.duplicates import duplicate_groups, too_many_twins
-    from anomalib_lite.images.mvtec import open_mvtec
+    from anomalib_lite.images.mvtec import good_folders, open_mvtec
 
     warnings.simplefilter("ignore")  # the warning is what is measured
     print("| set | other good parts that alarm | promise | plain pictures: withheld for nothing |")
     print("| --- | --- | --- | --- |")
-    for good in sorted(options.data.glob("*/train/good")):
-        source = open_mvtec(good.parent.parent).train
+    for category in sorted(train.parent for train in options.data.glob("*/train") if good_folders(train)):
+        source = open_mvtec(category).train
         rng = np.random.default_rng(1)
         order = rng.permutation(len(source)).tolist()
         shots = [shot(source.read(i), rng) for i in order[:8] for _ in range(5)]
@@ -49,7 +49,7 @@ def main():
         draws = [rng.permutation(len(vectors))[:size] for size in (10, 20, 40, len(vectors)) for _ in range(10)]
         withheld = sum(too_many_twins(duplicate_groups(vectors[drawn])) for drawn in draws)
         promise = "given" if detector.fitted_.calibration.guarantee_met else "withheld"
-        print(f"| {good.parent.parent.name} | {alarms:.2f} | {promise} | {withheld} of {len(draws)} |", flush=True)
+        print(f"| {category.name} | {alarms:.2f} | {promise} | {withheld} of {len(draws)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,9 @@ from anomalib_lite.diagnosis.figures import plot_explained_variance
 from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
 from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import EmbeddedImage, embed_source, embed_whole
+from anomalib_lite.fitted.coverage import coverage_verdict
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.plotting.curves import plot_score_histogram
+from anomalib_lite.plotting.curves import plot_calibration, plot_score_histogram
 from anomalib_lite.plotting.overlays import contact_sheet
 from anomalib_lite.supervised.labelled import open_labelled
 
@@ -40,6 +41,10 @@ def draw_concepts() -> None:
         order = sorted(best, key=lambda i: -scores.scores[i])
         contact_sheet(scores, data.test, order=order, columns=5, rows=1).savefig(PICTURES / "parts.png")
         plot_score_histogram(scores.scores, data.kinds, scores.threshold).savefig(PICTURES / "histogram.png")
+        good = scores.p_values[~data.labels]
+        smallest = detector.fitted_.calibration.smallest_rate
+        verdict = coverage_verdict(good, smallest_rate=smallest).explain()
+        plot_calibration(good, smallest_rate=smallest, note=verdict).savefig(PICTURES / "calibration.png")
 
         patches = embed_source(detector.embedder, data.train, np.arange(20))
         rows = np.concatenate([image.rows for image in patches if isinstance(image, EmbeddedImage)])

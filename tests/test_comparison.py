@@ -114,6 +114,30 @@ class TestRows:
     def test_every_method_is_tested_on_the_same_half(self, compared):
         assert compared.counts == {"learn_good": 13, "learn_defective": 8, "test_good": 3, "test_defective": 8}
 
+    def test_recall_stands_beside_the_false_alarms(self, compared):
+        for row in compared.rows:
+            assert 0 <= row.recall_mean <= 1
+            assert row.n_test_good == 2 * 3  # of both seeds
+            false_rate = row.false_alarms / row.n_test_good
+            assert row.balanced_accuracy_mean == pytest.approx((row.recall_mean + 1 - false_rate) / 2)
+            assert row.promised_rate is None  # 13 images promise no 1 %, and supervised models nothing ever
+
+    def test_a_rate_that_is_promised_is_named(self, folder):
+        options = {"seeds": 1, "epochs": 1, "few_labels": [], "leave_one_out": False}
+        found = compare(folder, models=["linear", "knn"], false_alarm_rate=0.1, **options)
+        assert [row.promised_rate for row in found.rows] == [None, 0.1]
+        assert "| knn | unsupervised | 10 % | " in found.to_markdown()
+        assert "| linear | supervised | none | " in found.to_markdown()
+
+    @pytest.mark.parametrize("name", ["OK", "Normal"])
+    def test_the_folder_of_good_images_has_several_names(self, folder, compared, tmp_path, name):
+        shutil.copytree(folder, tmp_path / "set")
+        for part in ("train", "test"):
+            (tmp_path / "set" / part / "good").rename(tmp_path / "set" / part / name)
+        found = compare(tmp_path / "set", models=["knn"], seeds=2, few_labels=[], leave_one_out=False)
+        assert found.counts == compared.counts
+        assert found.rows[0].n_test_good == 6
+
     def test_the_detector_needs_no_labels(self, compared):
         for row in compared.left_out:
             if row.name == "knn":
@@ -397,7 +421,7 @@ class TestCommand:
         result = CliRunner().invoke(
             app, f"compare {folder} --models linear --seeds 1 --epochs 1 --no-leave-one-out --few-labels 2".split()
         )
-        assert result.stdout.startswith("| name | kind | image AUROC |")
+        assert result.stdout.startswith("| name | kind | rate promised | recall | false alarms | image AUROC |")
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

@@ -56,10 +56,23 @@ def test_a_gallery(name):
     assert max(map(len, title.splitlines())) <= 50
 
 
+def test_recall_and_false_alarms_come_first(row):
+    shown = replace(
+        row, name="knn", promised_rate=0.05, recall_mean=0.75, recall_std=0.1, false_alarms=3, n_test_good=40
+    )
+    result = Comparison([shown, replace(row, name="cnn")], [], [], {}, {}, {}, {}, [], [], {})
+    _, _, detector, supervised = result.to_markdown().splitlines()
+    assert detector.startswith("| knn | supervised | 5 % | 0.750 ± 0.100 | 0.075 (3 of 40) | 0.900 ± 0.100 | 0.800 |")
+    assert supervised.startswith("| cnn | supervised | none | n/a | n/a | 0.900 ± 0.100 | 0.800 |")
+
+
 def test_a_table_keeps_its_cells(row):
     unseen = LeftOutRow("a|b\nc", "x|y", "supervised", 0.9, 0.8, 0.1, 0.5, 0.4, "first line\nsecond | line")
     result = Comparison([replace(row, name="x|y")], [unseen], [], {}, {}, {}, {}, [], [], {})
     lines = [line.replace(r"\|", "") for line in result.to_markdown().splitlines()]
-    assert {line.count("|") for line in lines[:3]} == {10}
+    assert {line.count("|") for line in lines[:3]} == {13}
     assert {line.count("|") for line in lines[4:7]} == {7}
+    assert lines[0].startswith("| name | kind | rate promised | recall | false alarms | image AUROC | ")
+    assert lines[4].startswith("| defect | name | recall, labelled | never labelled | AUROC, labelled | ")
+    assert lines[6] == "| ab c | xy | 0.500 | 0.400 | 0.900 | 0.800 ± 0.100 |"
     assert lines[-1] == "- xy failed: first line second  line"

@@ -32,6 +32,7 @@ def result():
         iou=0.4,
         curves={"train_loss": [1.0, 0.5], "train_accuracy": [0.5, 1.0]},
         maps={"dent/1.png": np.arange(64, dtype=np.uint8).reshape(8, 8)},
+        promised_rate=0.05,
     )
 
 
@@ -102,6 +103,7 @@ CHANGED = {
     "no time": {"train_seconds": None},
     "time as text": {"ms_per_image": "2"},
     "NaN for a metric": {"iou": float("nan")},
+    "a text for a rate": {"promised_rate": "0.05"},
     "pixels as list": {"pixels": [1, 2]},
     "pixels of another kind": {"pixels": {"auroc": 1.0}},
     "a text for a metric": {"pixels": dict(vars(PixelMetrics(0.9, None, 0.8, 3, 2)), aupro="high")},
@@ -134,6 +136,15 @@ def test_an_unsound_run_is_made_anew(tmp_path, result, change):
         assert store.get("a", IDS + MORE) is None
     store.put("a", result)
     assert RunStore(tmp_path, IDENTITY).get("a", IDS).ids == IDS
+
+
+def test_so_is_one_that_does_not_say_what_it_promises(tmp_path, result):
+    RunStore(tmp_path, IDENTITY).put("a", result)
+    stored = json.loads((tmp_path / "a.json").read_text())
+    del stored["promised_rate"]
+    (tmp_path / "a.json").write_text(json.dumps(stored))
+    with pytest.warns(UserWarning, match=r"a\.json holds no sound run .*promised_rate.*; it is made anew"):
+        assert RunStore(tmp_path, IDENTITY).get("a", IDS) is None
 
 
 @pytest.mark.parametrize(

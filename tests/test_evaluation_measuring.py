@@ -8,7 +8,9 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from anomalib_lite import Calibration, Detector, evaluate
 from anomalib_lite.evaluation.measuring import measure
-from anomalib_lite.evaluation.metrics import binomial_band, binomial_interval
+from anomalib_lite.evaluation.metrics import binomial_interval
+from anomalib_lite.evaluation.result import AtRate
+from anomalib_lite.fitted.coverage import binomial_band, direction_of
 from anomalib_lite.images.mvtec import open_mvtec
 
 SMALL = {"image_size": 64, "batch_size": 4}
@@ -110,6 +112,8 @@ class TestEvaluate:
             assert at.false_alarm_rate_interval == binomial_interval(false_alarms, 6)
             low, high = binomial_band(at.false_alarm_rate_target, 6)
             assert at.false_alarm_rate_within_band == (low <= false_alarms <= high)
+            assert at.coverage == ("below" if false_alarms < low else "above" if false_alarms > high else "within")
+            assert at.recall_interval == binomial_interval(int(alarms[data.labels].sum()), 12)
         own = evaluation.at_rates[2]
         for name in ("threshold", "false_alarm_rate_observed", "recall_at_threshold", "guarantee_met"):
             assert getattr(evaluation, name) == getattr(own, name)
@@ -117,10 +121,42 @@ class TestEvaluate:
 
     def test_reads_as_text(self, evaluation):
         text = evaluation.to_text()
-        assert f"image AUROC   {evaluation.image_auroc:.4f}" in text
-        assert "not promised" in text
+        lines = text.splitlines()
+        assert [line.split(":")[0] for line in lines[:3]] == [
+            "at 1 % asked, which is not promised",
+            "at 5 % asked, which is not promised",
+            "at 10 % promised",
+        ]
+        assert f"recall {evaluation.recall_at_threshold:.3f} (95 % interval " in lines[2]
+        assert "of 6 good images)" in lines[2]
+        assert lines[3].startswith(f"image AUROC   {evaluation.image_auroc:.4f}")
         assert "nan" not in text.lower()
         assert "scratch" in text
+
+    @pytest.mark.parametrize(
+        ("false_alarms", "promised", "told"),
+        [
+            (5, True, "(5 of 100 good images)"),
+            (0, True, "; fewer than promised: the threshold is stricter than asked and gives away recall"),
+            (11, True, "; more than promised: outside the band of chance"),
+            (11, False, "; more than asked: outside the band of chance"),
+        ],
+    )
+    def test_says_of_false_alarms_when_they_are_too_many_or_too_few(self, false_alarms, promised, told):
+        side = direction_of(false_alarms, binomial_band(0.05, 100))
+        at = AtRate(0.05, 1.0, promised, false_alarms / 100, (0, 1), side == "within", 0.9, (0.8, 0.95), side)
+        assert at.to_text(100).endswith(told)
+        assert "recall 0.900 (95 % interval 0.800 to 0.950), false alarms 0." in at.to_text(100)
+
+    @pytest.mark.parametrize("name", ["good", "OK", "Ok", "Normal", "NORMAL", "ok"])
+    def test_the_folder_of_good_images_has_several_names(self, copied, evaluation, name):
+        for part in ("train", "test"):
+            (copied / part / "good").rename(copied / part / name)
+        result = evaluate(copied, false_alarm_rate=0.1, **SMALL)
+        assert result.image_auroc == evaluation.image_auroc
+        assert result.at_rates == evaluation.at_rates
+        assert result.per_defect == evaluation.per_defect
+        assert (result.n_train, result.n_test_good, result.pairing_problems) == (16, 6, [])
 
     def test_fits_on_other_images_when_told(self, synthetic_set):
         other = evaluate(synthetic_set, train=synthetic_set / "test" / "good", **SMALL)
@@ -175,6 +211,8 @@ class TestWhatCannotBeComputed:
         for name in ("image_auroc", "image_auroc_ci", "image_ap", "f1_max", "fpr_at_full_recall", "misordered_pairs"):
             assert getattr(result, name) is None, name
         assert result.false_alarm_rate_observed is None
+        assert all(at.coverage is at.false_alarm_rate_within_band is None for at in result.at_rates)
+        assert "false alarms n/a: no good test image" in result.to_text().splitlines()[0]
         assert result.per_defect == {}
         assert any("no good sample" in reason for reason in result.reasons)
         assert 0 <= result.recall_at_threshold <= 1
@@ -188,6 +226,8 @@ class TestWhatCannotBeComputed:
         result = evaluate(copied, **SMALL)
         assert result.image_auroc is result.recall_at_threshold is result.pixel_auroc is None
         assert any("no defective sample" in reason for reason in result.reasons)
+        assert all(at.recall_interval is None for at in result.at_rates)
+        assert "recall n/a, false alarms" in result.to_text()
         assert 0 <= result.false_alarm_rate_observed <= 1
 
     def test_at_the_global_level(self, synthetic_set):

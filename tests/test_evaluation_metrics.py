@@ -8,7 +8,6 @@ from anomalib_lite.evaluation.metrics import (
     auroc,
     auroc_interval,
     average_precision,
-    binomial_band,
     binomial_interval,
     f1_max,
     fpr_at_full_recall,
@@ -167,14 +166,6 @@ class TestBinomial:
         exact = stats.binomtest(successes, n).proportion_ci(0.9, method="exact")
         assert binomial_interval(successes, n, 0.9) == pytest.approx((exact.low, exact.high), abs=1e-9)
 
-    @pytest.mark.parametrize(("p", "n"), [(0.05, 100), (0.01, 22), (0.5, 7), (0.0, 5), (1.0, 5)])
-    def test_band_agrees_with_scipy(self, p, n):
-        low, high = binomial_band(p, n)
-        assert (low, high) == (max(stats.binom.ppf(0.025, n, p), 0), stats.binom.ppf(0.975, n, p))
-        assert stats.binom.cdf(high, n, p) - stats.binom.cdf(low - 1, n, p) >= 0.95
-
     def test_impossible_counts_are_named(self):
         with pytest.raises(ValueError, match="5 successes of 4 trials"):
             binomial_interval(5, 4)
-        with pytest.raises(ValueError, match="rate 5 and 100 trials"):
-            binomial_band(5, 100)

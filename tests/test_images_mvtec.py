@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_lite.images.mvtec import open_mvtec, refuse_labelled_root
+from anomalib_lite.images.mvtec import is_good_name, open_mvtec, refuse_labelled_root
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import open_source
 
@@ -204,6 +204,80 @@ class TestRootsThatHoldMoreThanGoodImages:
         refuse(np.zeros((2, 8, 8, 3), np.uint8))
         refuse([root / "test/scratch/000.png"])
         refuse([np.zeros((8, 8), np.uint8), root / "test/scratch/000.png"])
+
+
+GOOD = ["good", "Good", "GOOD", "ok", "OK", "Ok", "normal", "Normal", "NORMAL"]
+
+
+class TestNamesOfGood:
+    """One predicate decides by the folder's name, whatever its case, wherever a folder is opened."""
+
+    @pytest.mark.parametrize("name", GOOD)
+    def test_are_known_in_any_case_and_below_other_folders(self, name):
+        assert is_good_name(name)
+        assert is_good_name(f"test/{name}")
+        assert not is_good_name(f"{name}/dent")
+
+    @pytest.mark.parametrize("name", ["", "not_ok", "good_2", "nok", "abnormal", "goods", "image", "good "])
+    def test_others_are_not(self, name):
+        assert not is_good_name(name)
+
+    @pytest.mark.parametrize("name", GOOD)
+    def test_open_in_train_and_in_test(self, root, name):
+        (root / "train/good").rename(root / "train" / name)
+        (root / "test/good").rename(root / "test" / name)
+        write(root / "ground_truth" / name / "000_mask.png")  # a black mask of a good image is no problem
+        dataset = open_mvtec(root)
+        assert dataset.train.ids == ["000.png", "001.png"]
+        assert sorted(zip(dataset.kinds, dataset.labels.tolist(), strict=True)) == [
+            ("good", False),
+            ("scratch", True),
+            ("scratch", True),
+        ]
+        assert f"{name}/000.png" in dataset.test.ids
+        assert dataset.pairing_problems == []
+        assert dataset.has_mask.all()
+        assert not dataset.read_mask(dataset.kinds.index("good")).any()
+
+    def test_may_differ_between_train_and_test(self, root):
+        (root / "train/good").rename(root / "train/OK")
+        assert open_mvtec(root).labels.tolist() == [False, True, True]
+
+    def test_several_beside_each_other_are_all_good(self, root):
+        write(root / "train/OK/000.png")
+        write(root / "train/Normal/deep/000.png")
+        write(root / "train/dent/000.png")
+        write(root / "test/ok/007.png")
+        dataset = open_mvtec(root)
+        assert dataset.train.ids == ["Normal/deep/000.png", "OK/000.png", "good/000.png", "good/001.png"]
+        assert dataset.train.read(1).shape == (20, 30, 3)
+        assert dataset.kinds == ["good", "good", "scratch", "scratch"]
+        refuse(dataset.train)
+
+    def test_several_empty_ones_say_so(self, tmp_path):
+        for name in ("ok", "good"):
+            (tmp_path / "train" / name).mkdir(parents=True)
+        with pytest.raises(FileNotFoundError, match="no images; looked"):
+            open_mvtec(tmp_path)
+
+    def test_a_file_called_so_is_no_folder(self, tmp_path):
+        write(tmp_path / "train/ok.png")
+        (tmp_path / "train/ok.png").rename(tmp_path / "train/ok")
+        with pytest.raises(FileNotFoundError, match=r"no train/good in it(.|\n)*may be called ok or normal as well"):
+            open_mvtec(tmp_path)
+
+    @pytest.mark.parametrize("name", GOOD)
+    def test_a_labelled_root_is_refused_and_the_way_out_is_named(self, tmp_path, name):
+        write(tmp_path / name / "a.png")
+        write(tmp_path / "dent/a.png")
+        with pytest.raises(ValueError, match=rf"dent/a\.png for one \(in dent, beside a folder.*; give .*/{name}, or"):
+            refuse(tmp_path)
+
+    @pytest.mark.parametrize("name", GOOD)
+    def test_a_folder_of_categories_names_one(self, tmp_path, name):
+        write(tmp_path / "nut/train" / name / "a.png")
+        with pytest.raises(FileNotFoundError, match=r"Open one category instead, for instance .*nut$"):
+            open_mvtec(tmp_path)
 
 
 @pytest.mark.real

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -17,7 +18,7 @@ from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.sources import ListSource
 from anomalib_lite.plotting import curves, overlays, retrieval
-from anomalib_lite.plotting.style import new_figure, shortened
+from anomalib_lite.plotting.style import GOOD, new_figure, shortened
 from anomalib_lite.results import Scores
 
 RNG = np.random.default_rng(0)
@@ -60,7 +61,11 @@ DRAWINGS = {
     "roc": (lambda: curves.plot_roc([0, 0, 1, 1], {"kNN": [1, 3, 2, 4]}), "kNN, AUROC 0.750"),
     "precision": (lambda: curves.plot_precision_recall([0, 1, 1], {"kNN": [1, 2, 3]}), "kNN, AP 1.000"),
     "confusion": (lambda: curves.plot_confusion(["good", "bent", "bent"], ["good", "good", "bent"]), "actual"),
-    "calibration": (lambda: curves.plot_calibration(RNG.random(40)), "observed on 40 good images"),
+    "calibration": (lambda: curves.plot_calibration(RNG.random(40)), "observed on\n40 good images"),
+    "calibration with a note": (
+        lambda: curves.plot_calibration(np.ones(40), smallest_rate=1 / 41, note="Fewer than promised at 5 %. " * 6),
+        "smallest rate that\n40 images support",
+    ),
     "training": (
         lambda: curves.plot_training(
             {"train_loss": [3, 2, 1], "validation_loss": [3, 2, 2], "train_accuracy": [0, 1, 1]}
@@ -173,6 +178,40 @@ class TestCurves:
         assert max(observed) == 0
         assert "2 good images" in texts(figure)
 
+    def test_calibration_draws_nothing_below_the_smallest_rate(self):
+        figure = curves.plot_calibration([0.1, 0.2, 0.9], smallest_rate=0.1)
+        targets, observed = figure.axes[0].lines[-1].get_data()
+        assert np.isnan(observed[targets < 0.1]).all()
+        assert observed[targets >= 0.1][0] == pytest.approx(1 / 3)
+        assert "smallest rate that\n9 images support" in texts(figure)
+
+    @pytest.mark.parametrize("smallest_rate", [1 / 3, 1 / 2, 1.0])
+    def test_calibration_shows_a_smallest_rate_that_is_large(self, smallest_rate):
+        axis = curves.plot_calibration([0.1, 0.9], smallest_rate=smallest_rate).axes[0]
+        assert axis.get_xlim()[1] >= smallest_rate
+
+    def test_a_calibration_of_no_alarms_is_seen_above_the_axis(self):
+        axis = curves.plot_calibration(np.ones(60)).axes[0]
+        assert axis.get_ylim()[0] < 0
+
+    def test_the_note_of_a_calibration_stands_below_the_axes(self):
+        note = "Fewer alarms than promised: recall is given away (of 60 good images 0 at 10 %, 0 at 20 %)."
+        figure = curves.plot_calibration(np.ones(60), note=note)
+        figure.canvas.draw()
+        written = figure.get_supxlabel().replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ")
+        assert written == note
+        renderer = figure.canvas.get_renderer()
+        top = figure._supxlabel.get_window_extent(renderer).y1
+        assert top < figure.axes[0].get_tightbbox(renderer).y0
+
+    @pytest.mark.parametrize("name", ["good", "OK", "Normal", "test/ok"])
+    def test_good_ones_come_first_and_grey_whatever_they_are_called(self, name):
+        figure = curves.plot_score_histogram([1, 2, 3], ["bent", name, "Bent"], 2.5)
+        assert figure.axes[0].get_ylabel() == f"{name} (1)"
+        assert to_hex(figure.axes[0].patches[0].get_facecolor()) == GOOD
+        ticks = curves.plot_confusion(["Bent", name], [name, "Bent"]).axes[0].get_yticklabels()
+        assert [tick.get_text() for tick in ticks] == [name, "Bent"]
+
 
 class TestMap:
     def draw(self, **options):
@@ -183,6 +222,12 @@ class TestMap:
     def test_names_kinds_counts_and_that_it_is_a_sample(self):
         assert "UMAP of image embeddings, 30 of 50 images (coreset)" in texts(self.draw())
         assert "training (20) | good (10)" in texts(self.draw())
+
+    @pytest.mark.parametrize("name", ["good", "OK", "Normal"])
+    def test_puts_good_ones_after_training_whatever_they_are_called(self, name):
+        placed = EmbeddingMap(RNG.normal(size=(6, 2)), np.arange(6), False, "umap")
+        figure = maps.plot_embedding_map(placed, ["Bent", "Bent", name, name, "training", "training"])
+        assert "training (2) | " + name + " (2) | Bent (2)" in texts(figure)
 
     def test_rings_alarms(self):
         assert "alarm (2)" in texts(self.draw(alarms=[i in (5, 12, 39) for i in range(50)]))

@@ -149,6 +149,22 @@ class TestPage:
         monkeypatch.setattr(report, "_PICTURE_BYTES", 30_000)
         assert write_report(detector, folder, tmp_path / "small.html").stat().st_size < large
 
+    @pytest.mark.parametrize("name", ["good", "OK", "Normal", "test/ok", "Good"])
+    def test_roc_and_calibration_know_good_images_by_any_name(self, name, detector, data, tmp_path):
+        images = [data.test.read(i) for i in range(len(data.test))]
+        ids = [f"{name if kind == 'good' else kind}/{i}.png" for i, kind in enumerate(data.kinds)]
+        text = write_report(detector, ListSource(images, ids), tmp_path / "r.html").read_text()
+        assert "<figcaption>ROC. " in text
+        verdict = re.search(
+            r"<figcaption>Calibration\. On the images of folders named good, ok or normal\. (.*?)</f", text
+        )
+        assert "of 6 good images" in verdict[1]
+
+    def test_says_when_no_good_image_alarms(self, detector, data):
+        shown = report._calibration(np.ones(80), 1 / 17)
+        assert "Fewer alarms than promised: recall is given away (of 80 good images 0 at 10 %, 0 at 20 %)." in shown
+        assert "too few for a threshold at 5 %" in shown
+
 
 class Counting:
     """A source that counts how often each image is read."""

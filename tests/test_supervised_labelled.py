@@ -103,6 +103,39 @@ class TestMVTecLayout:
             open_labelled(tmp_path)
 
 
+class TestNamesOfGood:
+    @pytest.mark.parametrize("name", ["good", "Good", "GOOD", "ok", "OK", "Ok", "normal", "Normal", "NORMAL"])
+    def test_are_known_in_any_case_in_both_layouts(self, tmp_path, name):
+        for place in ("classes", "set/train", "set/test"):
+            picture(tmp_path / place / name / "a.png")
+            picture(tmp_path / place / "dent" / "a.png")
+        for root in (tmp_path / "classes", tmp_path / "set"):
+            images = open_labelled(root)
+            assert images.good == name
+            assert images.defective.tolist() == [kind == "dent" for kind in images.kinds]
+        assert open_labelled(tmp_path / "set").for_training.tolist() == [True, True, False, False]
+
+    def test_several_are_one_class(self, tmp_path):
+        for name in ("train/OK/a.png", "test/good/a.png", "test/dent/a.png"):
+            picture(tmp_path / name)
+        images = open_labelled(tmp_path)
+        assert images.classes == ["OK", "dent"]
+        assert images.ids == ["train/OK/a.png", "test/dent/a.png", "test/good/a.png"]
+        assert images.defective.tolist() == [False, True, False]
+        assert images.source.read(2).shape == (16, 16, 3)
+
+    def test_several_are_still_one_class_only(self, tmp_path):
+        for name in ("ok/a.png", "good/a.png"):
+            picture(tmp_path / name)
+        with pytest.raises(LabelledDataError, match="only the class good is there"):
+            open_labelled(tmp_path)
+
+    def test_the_one_that_is_named_is_alone(self, classes):
+        picture(classes / "good" / "a.png")
+        images = open_labelled(classes, good="ok")
+        assert images.classes == ["ok", "dent", "good", "rust"]
+
+
 class TestMasks:
     @pytest.fixture
     def pair(self, tmp_path):

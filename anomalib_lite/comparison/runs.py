@@ -36,6 +36,7 @@ class Run:
     pixels : PixelMetrics, iou : float, or None for methods that do not locate
     curves : loss and accuracy per epoch, empty for detectors
     maps : of a few images by id, the predicted probability per pixel in 255ths, uint8 (s, s); empty but for the U-Net
+    promised_rate : the false-alarm rate that the alarms promise, a detector's with enough images; None promises nothing
 
     Raises ValueError if scores, alarms and confidence are not one finite value each per image.
     """
@@ -50,6 +51,7 @@ class Run:
     iou: float | None = None
     curves: dict[str, list[float]] = field(default_factory=dict)
     maps: dict[str, np.ndarray] = field(default_factory=dict)
+    promised_rate: float | None = None
 
     def __post_init__(self) -> None:
         for name, kind in (("scores", "f"), ("alarms", "b"), ("confidence", "f")):
@@ -109,6 +111,7 @@ def _run_detector(detector: Detector, good: CachedSource, test: CachedSource, im
         train_seconds=fitted - start + embedding * len(good),
         ms_per_image=1000 * (seconds / len(test) + embedding),
         pixels=pixels,
+        promised_rate=scores.false_alarm_rate if scores.guarantee_met else None,
     )
 
 

@@ -96,7 +96,8 @@ def _read(path: Path, ids: Sequence[str]) -> Run:
     maps = {image_id: _from_png(text) for image_id, text in stored["maps"].items()}
     run = Run(**{**stored, **arrays, "pixels": pixels, "maps": maps})
     measured = (pixels.pixel_auroc, pixels.pixel_ap, pixels.aupro) if pixels else ()
-    numbers = [run.train_seconds, run.ms_per_image, *(x for x in (run.iou, *measured) if x is not None)]
+    optional = (run.iou, stored["promised_rate"], *measured)  # an older file says not whether a rate is promised
+    numbers = [run.train_seconds, run.ms_per_image, *(x for x in optional if x is not None)]
     numbers += [x for values in run.curves.values() for x in values]
     if not all(isinstance(x, float) and math.isfinite(x) for x in numbers):
         raise ValueError("a time, a metric or a point of a curve is no number")

@@ -21,6 +21,9 @@ def comparison_row(method: Method, results: Sequence[Run | str], images: Labelle
     areas = _spread_of([image_auroc(run, images) for run in runs])
     pixels = _spread_of([run.pixels.pixel_auroc for run in runs if run.pixels])
     accuracies = [_accuracies(run, images) for run in runs]
+    recalls = _spread_of([_recall(run, images) for run in runs])
+    false_alarms = [_false_alarms(run, images) for run in runs]
+    promised = {run.promised_rate for run in runs}
     return ComparisonRow(
         name=method.name,
         kind=method.kind,
@@ -36,6 +39,11 @@ def comparison_row(method: Method, results: Sequence[Run | str], images: Labelle
         ms_per_image=_spread_of([run.ms_per_image for run in runs])[0],
         seeds=len(runs),
         error=_first_error(results),
+        promised_rate=promised.pop() if len(promised) == 1 else None,
+        recall_mean=recalls[0],
+        recall_std=recalls[1],
+        false_alarms=sum(count for count, _ in false_alarms) if runs else None,
+        n_test_good=sum(n for _, n in false_alarms) if runs else None,
     )
 
 
@@ -119,9 +127,17 @@ def _kinds(run: Run, images: LabelledImages) -> np.ndarray:
     return np.array([images.kinds[position[image_id]] for image_id in run.ids])
 
 
-def _recall(run: Run, images: LabelledImages, defect: str) -> float | None:
-    chosen = _kinds(run, images) == defect
+def _recall(run: Run, images: LabelledImages, defect: str | None = None) -> float | None:
+    """Share of the defective images, or of one kind of defect, that alarm."""
+    kinds = _kinds(run, images)
+    chosen = kinds == defect if defect else kinds != images.good
     return float(run.alarms[chosen].mean()) if chosen.any() else None
+
+
+def _false_alarms(run: Run, images: LabelledImages) -> tuple[int, int]:
+    """How many of how many good images alarm."""
+    good = _kinds(run, images) == images.good
+    return int(run.alarms[good].sum()), int(good.sum())
 
 
 def _accuracies(run: Run, images: LabelledImages) -> tuple[float, float]:

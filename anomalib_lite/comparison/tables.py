@@ -21,8 +21,10 @@ from anomalib_lite.supervised.outcome import Misclassified
 class ComparisonRow:
     """One method over all seeds: means and standard deviations. None where undefined, or where it failed.
 
-    Accuracy counts a supervised model's probability above one half, and a detector's alarm, as predicted defective.
-    `error` is the first that a seed failed with.
+    Recall, false alarms and accuracy count a supervised model's probability above one half, and a detector's alarm, as
+    predicted defective. A detector with enough images promises its false-alarm rate (`promised_rate`); a supervised
+    model promises none, so its recall is at whatever false alarms one half happens to give. `false_alarms` of
+    `n_test_good` good images are counted over all seeds. `error` is the first that a seed failed with.
     """
 
     name: str
@@ -39,6 +41,11 @@ class ComparisonRow:
     ms_per_image: float | None
     seeds: int
     error: str | None = None
+    promised_rate: float | None = None
+    recall_mean: float | None = None
+    recall_std: float | None = None
+    false_alarms: int | None = None
+    n_test_good: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,10 +116,12 @@ class Comparison:
         """The tables."""
         rows = sorted(self.rows, key=lambda row: -(row.image_auroc_mean or 0.0))
         lines = [
-            "| name | kind | image AUROC | accuracy | balanced | pixel AUROC | AUPRO | train s | ms per image |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+            "| name | kind | rate promised | recall | false alarms | image AUROC | accuracy | balanced | pixel AUROC | "
+            "AUPRO | train s | ms per image |",
+            "|" + " --- |" * 12,
             *(
-                f"| {_cell(row.name)} | {row.kind} | {_spread(row.image_auroc_mean, row.image_auroc_std)} | "
+                f"| {_cell(row.name)} | {row.kind} | {_promised(row)} | {_spread(row.recall_mean, row.recall_std)} | "
+                f"{_false_alarms(row)} | {_spread(row.image_auroc_mean, row.image_auroc_std)} | "
                 f"{number(row.accuracy_mean)} | {number(row.balanced_accuracy_mean)} | "
                 f"{_spread(row.pixel_auroc_mean, row.pixel_auroc_std)} | {number(row.aupro_mean)} | "
                 f"{number(row.train_seconds, 1)} | {number(row.ms_per_image, 1)} |"
@@ -122,12 +131,12 @@ class Comparison:
         if self.left_out:
             lines += [
                 "",
-                "| defect | name | AUROC, labelled | AUROC, never labelled | recall, labelled | never labelled |",
+                "| defect | name | recall, labelled | never labelled | AUROC, labelled | AUROC, never labelled |",
                 "| --- | --- | --- | --- | --- | --- |",
                 *(
-                    f"| {_cell(row.defect)} | {_cell(row.name)} | {number(row.seen_auroc)} | "
-                    f"{_spread(row.unseen_auroc, row.unseen_auroc_std)} | {number(row.seen_recall)} | "
-                    f"{number(row.unseen_recall)} |"
+                    f"| {_cell(row.defect)} | {_cell(row.name)} | {number(row.seen_recall)} | "
+                    f"{number(row.unseen_recall)} | {number(row.seen_auroc)} | "
+                    f"{_spread(row.unseen_auroc, row.unseen_auroc_std)} |"
                     for row in self.left_out
                 ),
             ]
@@ -197,6 +206,17 @@ def number(value: float | None, digits: int = 3) -> str:
 def _cell(name: str) -> str:
     """A name that does not end its cell."""
     return " ".join(name.replace("|", "\\|").split())
+
+
+def _promised(row: ComparisonRow) -> str:
+    return "none" if row.promised_rate is None else f"{100 * row.promised_rate:.3g} %"
+
+
+def _false_alarms(row: ComparisonRow) -> str:
+    """Share of the good images, and the counts behind it."""
+    if row.false_alarms is None or not row.n_test_good:
+        return "n/a"
+    return f"{row.false_alarms / row.n_test_good:.3f} ({row.false_alarms} of {row.n_test_good})"
 
 
 def _spread(mean: float | None, deviation: float | None) -> str:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.offsetbox import AnnotationBbox, OffsetImage
 
 from anomalib_lite.diagnosis.projection import EmbeddingMap
+from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.plotting.style import ALARM, COLOURS, GOOD, MARKERS, TEXT, legend, one_axis, shortened
 
 TRAINING = "training"
@@ -31,7 +32,7 @@ def plot_embedding_map(
     Parameters
     ----------
     kinds : sequence of str, one for every row the map was made from
-        "training", "good" or a defect's name.
+        "training", a name of good images (see `is_good_name`) or a defect's.
     alarms : sequence of bool, optional
         Rows to ring, called `ring` in the legend.
     thumbnail : function from a row to a uint8 image (h, w, 3), optional
@@ -42,7 +43,7 @@ def plot_embedding_map(
     axis.spines[:].set_visible(False)
     axis.set_xticks([])
     axis.set_yticks([])
-    order = sorted(set(names.tolist()), key=lambda kind: (kind != TRAINING, kind != "good", kind))
+    order = sorted(set(names.tolist()), key=lambda kind: (kind != TRAINING, not is_good_name(kind), kind))
     coloured = [kind for kind in order if kind != TRAINING]
     for kind in order:
         here = names == kind

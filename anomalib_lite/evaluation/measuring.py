@@ -19,6 +19,7 @@ from anomalib_lite.evaluation import metrics
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.evaluation.result import AtRate, Evaluation
 from anomalib_lite.fitted.calibration import Calibration
+from anomalib_lite.fitted.coverage import binomial_band, direction_of
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.machine.memory import peak_rss_mb
@@ -153,20 +154,22 @@ def _pixel_metrics(scores: Scores, data: MVTecDataset, index: np.ndarray) -> tup
 def _at_rate(calibration: Calibration, labels: np.ndarray, scores: np.ndarray) -> AtRate:
     alarms = calibration.alarms(scores)
     false_alarms, n_good = int(alarms[~labels].sum()), int((~labels).sum())
-    observed = interval = within = None
+    hits, n_defective = int(alarms[labels].sum()), int(labels.sum())
+    observed = interval = coverage = None
     if n_good:
         observed = false_alarms / n_good
         interval = metrics.binomial_interval(false_alarms, n_good)
-        low, high = metrics.binomial_band(calibration.false_alarm_rate, n_good)
-        within = bool(low <= false_alarms <= high)
+        coverage = direction_of(false_alarms, binomial_band(calibration.false_alarm_rate, n_good))
     return AtRate(
         false_alarm_rate_target=calibration.false_alarm_rate,
         threshold=calibration.threshold,
         guarantee_met=calibration.guarantee_met,
         false_alarm_rate_observed=observed,
         false_alarm_rate_interval=interval,
-        false_alarm_rate_within_band=within,
-        recall_at_threshold=float(alarms[labels].mean()) if labels.any() else None,
+        false_alarm_rate_within_band=None if coverage is None else coverage == "within",
+        recall_at_threshold=hits / n_defective if n_defective else None,
+        recall_interval=metrics.binomial_interval(hits, n_defective) if n_defective else None,
+        coverage=coverage,
     )
 
 

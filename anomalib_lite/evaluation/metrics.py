@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import expit, logit, ndtri
-from scipy.stats import binom, binomtest
+from scipy.stats import binomtest
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 Floats = NDArray[np.float64]
@@ -227,24 +227,6 @@ def binomial_interval(successes: int, n: int, level: float = 0.95) -> tuple[floa
         raise ValueError(f"{successes} successes of {n} trials: need 0 <= successes <= n and n >= 1")
     interval = binomtest(successes, n).proportion_ci(_checked_level(level), method="exact")
     return float(interval.low), float(interval.high)
-
-
-def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
-    """Central range of counts among `n` trials when the true rate is `p`, both ends included.
-
-    A count of false alarms inside it is consistent with the target rate: the range holds at least `level`
-    of the probability, with at most half of the rest on either side.
-
-    Examples
-    --------
-    >>> binomial_band(0.05, 100)
-    (1, 10)
-    """
-    if not 0.0 <= p <= 1.0 or n < 1:
-        raise ValueError(f"rate {p} and {n} trials: need a rate in [0, 1] and n >= 1")
-    tail = (1.0 - _checked_level(level)) / 2
-    low, high = binom.ppf([tail, 1.0 - tail], n, p)
-    return max(int(low), 0), max(int(high), 0)  # SciPy says -1 where all of the probability is at 0
 
 
 def _checked(labels: ArrayLike, scores: ArrayLike) -> tuple[NDArray[np.bool_], Floats]:

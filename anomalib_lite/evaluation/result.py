@@ -6,12 +6,17 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from anomalib_lite.fitted.coverage import MEANING, Direction
 from anomalib_lite.images.loading import UnreadableImage
 
 
 @dataclass(frozen=True)
 class AtRate:
-    """What a threshold for one false-alarm rate did on a test set."""
+    """What a threshold for one false-alarm rate did on a test set; intervals and the band of chance are 95 %, binomial.
+
+    `coverage` says on which side of the band of the target the false alarms lie: "above" is more than chance allows,
+    "below" is fewer, which costs recall. None where there are no good test images.
+    """
 
     false_alarm_rate_target: float
     threshold: float
@@ -20,6 +25,27 @@ class AtRate:
     false_alarm_rate_interval: tuple[float, float] | None
     false_alarm_rate_within_band: bool | None
     recall_at_threshold: float | None
+    recall_interval: tuple[float, float] | None = None
+    coverage: Direction | None = None
+
+    def to_text(self, n_good: int) -> str:
+        """One line: recall beside the false alarms of `n_good` good images, and whether chance explains these."""
+        rate = f"at {100 * self.false_alarm_rate_target:.3g} % "
+        rate += "promised" if self.guarantee_met else "asked, which is not promised"
+        recall = f"recall {_number(self.recall_at_threshold, 3)}"
+        if self.recall_interval is not None:
+            recall += f" (95 % interval {_number(self.recall_interval[0], 3)} to {_number(self.recall_interval[1], 3)})"
+        if self.false_alarm_rate_observed is None:
+            return f"{rate}: {recall}, false alarms n/a: no good test image"
+        alarms = f"false alarms {_number(self.false_alarm_rate_observed, 3)} "
+        alarms += f"({round(self.false_alarm_rate_observed * n_good)} of {n_good} good images)"
+        return f"{rate}: {recall}, {alarms}{self._aside()}"
+
+    def _aside(self) -> str:
+        if self.coverage in (None, "within"):
+            return ""
+        meaning = MEANING[self.coverage]
+        return f"; {meaning if self.guarantee_met else meaning.replace('promised', 'asked', 1)}"
 
 
 @dataclass(frozen=True)
@@ -66,9 +92,10 @@ class Evaluation:
         return json.dumps(self.to_dict())
 
     def to_text(self) -> str:
-        """The metrics, to read."""
+        """The metrics, to read: first what happens on the line at each rate, then how well scores are ordered."""
         low, high = self.image_auroc_ci or (None, None)
         lines = [
+            *(at.to_text(self.n_test_good) for at in self.at_rates),
             f"image AUROC   {_number(self.image_auroc)}  (95 % interval {_number(low)} to {_number(high)}, "
             f"{_number(self.misordered_pairs, 1)} misordered pairs)",
             f"image AP      {_number(self.image_ap)}",
@@ -77,12 +104,6 @@ class Evaluation:
             f"pixel AUROC   {_number(self.pixel_auroc)}   pixel AP {_number(self.pixel_ap)}   "
             f"AUPRO {_number(self.aupro)}   ({self.n_masks} masks)",
             *(f"  {kind:<20} image AUROC {_number(value)}" for kind, value in self.per_defect.items()),
-            *(
-                f"at a target of {at.false_alarm_rate_target:.3g}: {_number(at.false_alarm_rate_observed)} of "
-                f"{self.n_test_good} good images alarm, recall {_number(at.recall_at_threshold)}"
-                + ("" if at.guarantee_met else " (not promised)")
-                for at in self.at_rates
-            ),
             self.guarantee,
             f"{self.n_train} images fitted in {_number(self.fit_seconds, 1)} s; "
             f"{_number(None if self.seconds_per_image is None else 1000 * self.seconds_per_image, 1)} ms per image; "

@@ -23,11 +23,12 @@ LAYOUT = """\
     train/good/000.png                     good images, to fit on
     test/good/000.png                      good images, to test on       (may be missing)
     test/scratch/000.png                   defective images, by kind     (may be missing)
-    ground_truth/scratch/000_mask.png      their masks, not 0 = defect   (may be missing)"""
+    ground_truth/scratch/000_mask.png      their masks, not 0 = defect   (may be missing)
+A folder of good images may be called ok or normal as well, in any case."""
 
 
 GOOD_NAMES = ("good", "ok", "normal")
-"""Folder names taken for the good class where none is named."""
+"""What a folder of good images is called, in any case; `is_good_name` asks."""
 
 # Folders of masks, and of defective parts where nobody has named the defect.
 _TELLING = re.compile(r"ground_?truth|bad|defect(s|ive)?|ng|nok|anomal(y|ies|ous)|abnormal|reject(s|ed)?|faulty", re.I)
@@ -50,7 +51,7 @@ class MVTecDataset:
     test : ImageSource
         The test images, ids like ``scratch/000.png``; may be empty.
     kinds : list of str
-        Per test image ``good`` or the kind of its defect.
+        Per test image ``good``, whatever its folder of good ones is called, or the kind of its defect.
     labels : ndarray of shape (n_test,), bool
         True where a test image is defective.
     mask_paths : list of Path or None
@@ -114,10 +115,32 @@ class MVTecDataset:
         )
 
 
+def is_good_name(name: str) -> bool:
+    """Whether a folder of that name holds good images: good, ok or normal, in any case; of a path the last folder says.
+
+    Examples
+    --------
+    >>> [is_good_name(name) for name in ("good", "OK", "test/Normal", "not_ok", "good_2")]
+    [True, True, True, False, False]
+    """
+    return name.rsplit("/", 1)[-1].casefold() in GOOD_NAMES
+
+
+def good_folders(folder: Path) -> list[Path]:
+    """The folders of good images in a folder, by their names, sorted; none where there is no such folder."""
+    return (
+        sorted(path for path in folder.iterdir() if is_good_name(path.name) and path.is_dir())
+        if folder.is_dir()
+        else []
+    )
+
+
 def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
     """Open one category in the layout of MVTec AD.
 
-    Only ``train/good`` has to be there. A mask belongs to the image of the same kind whose name it has,
+    Only ``train/good`` has to be there. Folders of good images may be called good, ok or normal, in any case, and in
+    ``train`` otherwise than in ``test``. Several beside each other (``train/good`` and ``train/OK``) are all good: what
+    lies in them is learnt, or tested on, together. A mask belongs to the image of the same kind whose name it has,
     with or without ``_mask``, whatever the suffixes.
 
     Parameters
@@ -136,21 +159,22 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
         If there is no ``train/good``, or no image in it; the text shows the layout and what was found.
     """
     root = Path(folder)
-    good = root / "train" / "good"
-    if not good.is_dir():
+    good = good_folders(root / "train")
+    if not good:
         raise FileNotFoundError(_wrong_layout(root))
     images = list_pictures(root / "test") if (root / "test").is_dir() else []
     problems = [f"test/{id_}: not in the folder of a kind, left out" for id_ in images if "/" not in id_]
     ids = [id_ for id_ in images if "/" in id_]
-    kinds = [id_.split("/")[0] for id_ in ids]
+    folders = [id_.split("/")[0] for id_ in ids]
+    kinds = [GOOD_NAMES[0] if is_good_name(name) else name for name in folders]
     mask_paths, unpaired = pair_masks(root / "ground_truth", ids)
     return MVTecDataset(
         root=root,
         name=root.resolve().name,
-        train=FolderSource(good),
+        train=_together(good),
         test=FolderSource(root / "test", ids),
         kinds=kinds,
-        labels=np.array([kind != "good" for kind in kinds], bool),
+        labels=np.array([not is_good_name(kind) for kind in kinds], bool),
         mask_paths=mask_paths,
         pairing_problems=problems + unpaired,
     )
@@ -208,8 +232,7 @@ def refuse_labelled_root(images: Any, source: ImageSource) -> None:
         return
     stray = _not_of_good_parts(paths)
     if stray is not None:
-        instead = [root / name for name in ("train/good", *GOOD_NAMES) if (root / name).is_dir()]
-        instead += sorted(root.glob("*/train/good"))
+        instead = [*good_folders(root / "train"), *good_folders(root), *_categories(root)]
         way_out = f"give {instead[0] if instead else 'a folder of good images alone'}, or say that everything is good"
         raise ValueError(f"{root}: holds more than good images, {stray[0]} for one ({stray[1]}); {way_out}")
 
@@ -228,7 +251,7 @@ def _not_of_good_parts(paths: list[PurePosixPath]) -> tuple[PurePosixPath, str] 
             reasons[folder] = f"in a folder called {folder.name}"
         elif name == "test" and "train" in beside:
             reasons[folder] = "in test, beside train"
-        elif beside.intersection(GOOD_NAMES) and not name.startswith(GOOD_NAMES):
+        elif any(map(is_good_name, beside)) and not name.startswith(GOOD_NAMES):
             reasons[folder] = f"in {folder.name}, beside a folder of good ones"
     pictures = {path.stem for path in paths if not _MASK_FOLDER.fullmatch(path.parent.name)}
     for path in paths:
@@ -236,7 +259,7 @@ def _not_of_good_parts(paths: list[PurePosixPath]) -> tuple[PurePosixPath, str] 
         if name in pictures and (found or _MASK_FOLDER.fullmatch(path.parent.name)):
             return path, "a mask"
         # Whoever names good test images one by one means them.
-        named_good = path.parent.name.lower() in GOOD_NAMES
+        named_good = is_good_name(path.parent.name)
         if because := [reasons[folder] for folder in path.parents if folder in reasons and not named_good]:
             return path, because[0]
     return None
@@ -249,10 +272,23 @@ def _wrong_layout(root: Path) -> str:
     inside = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
     found = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
     text = f"{root}: no train/good in it, found {found or 'nothing'}; {expected}"
-    categories = [path.parent.parent for path in sorted(root.glob("*/train/good"))]
-    if categories:
-        text += f"\nOpen one category instead, for instance {categories[0]}"
+    if categories := _categories(root):
+        text += f"\nOpen one category instead, for instance {categories[0].parent.parent}"
     return text
+
+
+def _categories(root: Path) -> list[Path]:
+    """The folders of good images to fit on, of all categories in a folder."""
+    return [good for train in sorted(root.glob("*/train")) for good in good_folders(train)]
+
+
+def _together(folders: list[Path]) -> FolderSource:
+    """The images of folders beside each other; of several, ids begin with the folder's name."""
+    if len(folders) == 1:
+        return FolderSource(folders[0])
+    root = folders[0].parent
+    ids = [f"{folder.name}/{id_}" for folder in folders for id_ in list_pictures(folder)]
+    return FolderSource(root, ids) if ids else FolderSource(folders[0])  # which says what it looked for
 
 
 def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[str]]:
@@ -266,7 +302,7 @@ def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], l
     for id_ in ids:
         # Taken out of the dict: a mask pairs with one image, and what stays behind pairs with none.
         found = by_stem.pop(f"{_stem(id_)}_mask", []) + by_stem.pop(_stem(id_), [])
-        if id_.startswith("good/"):
+        if is_good_name(id_.split("/")[0]):
             paths.append(None)  # some copies hold black masks for these
         elif not found:
             paths.append(None)

@@ -1,10 +1,12 @@
 """The figures of an evaluation: score histogram, ROC, precision–recall, confusion matrix, calibration, training curves.
 
-Scores and labels in, one Figure out. Labels are True for defective; kinds name what each image is, "good" or a defect.
+Scores and labels in, one Figure out. Labels are True for defective; kinds name what each image is: good, as
+`is_good_name` knows it, or a defect.
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +21,7 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,
@@ -35,18 +38,16 @@ from anomalib_lite.plotting.style import (
     whole_numbers,
 )
 
-_GOOD_KIND = "good"
-
 
 def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: float | None = None) -> Figure:
     """One line of points per kind over a common score axis, good ones first; the threshold is marked."""
     values, names = np.asarray(scores, dtype=np.float64), np.asarray(kinds)
-    order = sorted(set(kinds), key=lambda kind: (kind != _GOOD_KIND, kind))
+    order = sorted(set(kinds), key=_good_first)
     figure = new_figure(height=1.2 + 0.45 * len(order))
     axes = axes_of(figure, len(order), 1, sharex=True)
     edges = np.histogram_bin_edges(values, bins=40)
     for number, (axis, kind) in enumerate(zip(axes, order, strict=True)):
-        colour = GOOD if kind == _GOOD_KIND else COLOURS[number % len(COLOURS)]
+        colour = GOOD if is_good_name(kind) else COLOURS[number % len(COLOURS)]
         counts, _, _ = axis.hist(values[names == kind], bins=edges.tolist(), color=colour)
         axis.set_ylim(0, max(1.0, float(np.max(counts))) * 1.1)
         axis.set_yticks([])
@@ -96,7 +97,7 @@ def plot_precision_recall(labels: ArrayLike, scores: Mapping[str, ArrayLike]) ->
 
 def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     """Counts of actual against predicted classes, shaded by share of the actual class."""
-    classes = sorted({*actual, *predicted}, key=lambda kind: (kind != _GOOD_KIND, kind))
+    classes = sorted({*actual, *predicted}, key=_good_first)
     counts = confusion_matrix(actual, predicted, labels=classes)
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     side = 1.4 + 0.55 * len(classes)
@@ -113,24 +114,44 @@ def plot_confusion(actual: Sequence[str], predicted: Sequence[str]) -> Figure:
     return figure
 
 
-def plot_calibration(p_values: ArrayLike, labels: ArrayLike | None = None) -> Figure:
-    """Observed false alarms over the target rate on good new images, with the band of chance (binomial, 95 %)."""
+def plot_calibration(
+    p_values: ArrayLike, labels: ArrayLike | None = None, *, smallest_rate: float | None = None, note: str = ""
+) -> Figure:
+    """Observed false alarms over the target rate on good new images, with the band of chance (binomial, 95 %).
+
+    Parameters
+    ----------
+    p_values, labels : (n,); of images labelled defective nothing is drawn. Without labels all are good.
+    smallest_rate : the smallest rate that the calibration images support, 1 / (n + 1); marked, and nothing is drawn
+        below it, where there is no threshold.
+    note : what the curve says, in words, written below; `fitted.coverage.coverage_verdict` finds them.
+    """
     from scipy.stats import binom
 
     p = np.asarray(p_values, dtype=np.float64)
     good = p if labels is None else p[~np.asarray(labels, dtype=bool)]
-    targets = np.linspace(0.005, 0.3, 60)
-    observed = [(good <= target).mean() if len(good) else np.nan for target in targets]
-    figure, axis = one_axis(width=3.8, height=3.4)
+    lowest = smallest_rate or 0.0
+    # In 200ths, which are the floats that p-values are: 10 / 200 is 2 / 40.
+    targets = np.arange(1, 1 + round(200 * max(0.3, min(1.0, 1.2 * lowest)))) / 200
+    targets = np.unique([*targets, *([lowest] if lowest else [])])
+    observed = [(good <= target).mean() if len(good) and target >= lowest else np.nan for target in targets]
+    lines = textwrap.wrap(note.replace(" %", "\N{NO-BREAK SPACE}%"), 88)
+    figure, axis = one_axis(width=5.4, height=3.2 + 0.15 * len(lines))
     n = max(1, len(good))
     low, high = binom.ppf([0.025], n, targets) / n, binom.ppf([0.975], n, targets) / n
-    axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="mid", label="95 % of chance")
+    axis.fill_between(targets, low, high, color=GOOD, alpha=0.25, linewidth=0, step="post", label="95 % of chance")
     axis.plot(targets, targets, ":", color="black", linewidth=1, label="promised")
-    axis.step(targets, observed, where="mid", color=COLOURS[0], label=f"observed on {len(good)} good images")
-    axis.set_xlim(0, 0.3)
-    axis.set_ylim(bottom=0)
+    if smallest_rate is not None:
+        supported = f"smallest rate that\n{round(1 / smallest_rate) - 1} images support"
+        axis.axvline(smallest_rate, color=ALARM, linestyle="--", linewidth=0.8, label=supported)
+    axis.step(targets, observed, where="post", color=COLOURS[0], label=f"observed on\n{len(good)} good images")
+    axis.set_xlim(0, targets[-1])
+    # A little below 0, lest a curve of no alarm at all hides behind the axis.
+    axis.set_ylim(-0.03 * axis.get_ylim()[1], None)
     label(axis, "target false-alarm rate", "observed false alarms", "Calibration")
-    legend(axis, loc="upper left")
+    legend(axis, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    if lines:
+        figure.supxlabel("\n".join(lines), fontsize=TEXT, x=0.02, ha="left")
     return figure
 
 
@@ -155,6 +176,10 @@ def _ranked(labels: ArrayLike, scores: ArrayLike) -> tuple[np.ndarray, np.ndarra
     if truth.all() or not truth.any():
         raise ValueError(f"{truth.sum()} of {truth.size} images are defective; a curve needs good and defective ones")
     return truth, places
+
+
+def _good_first(kind: str) -> tuple[bool, str]:
+    return not is_good_name(kind), kind
 
 
 def _dash(number: int) -> str:

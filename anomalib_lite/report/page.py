@@ -33,7 +33,9 @@ from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import drift
+from anomalib_lite.fitted.coverage import coverage_verdict
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
+from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
@@ -285,11 +287,10 @@ def _figures(
         placed = Projector(random_state=detector.random_state).fit(vectors)
         figure = plot_embedding_map(placed, names, alarms=alarms.tolist())
         drawn.append(_figure("Embedding map", figure, "Near points are alike; distances between groups mean nothing."))
-    defective = np.array([kind.rsplit("/", 1)[-1] != "good" for kind in kinds])
+    defective = np.array([not is_good_name(kind) for kind in kinds])
     if defective.any() and not defective.all():
         drawn.append(_figure("ROC", plot_roc(defective, {"this detector": scores.scores}), "By folder name."))
-        figure = plot_calibration(scores.p_values, defective)
-        drawn.append(_figure("Calibration", figure, "On the images of folders named good."))
+        drawn.append(_calibration(scores.p_values[~defective], detector.fitted_.calibration.smallest_rate))
     if training is not None and scores.nearest is not None:
         known = set(training.ids)
         for i in np.argsort(-scores.scores, kind="stable")[:_RETRIEVALS].tolist():
@@ -301,6 +302,13 @@ def _figures(
             except UnreadableImageError as error:  # of the two, the one that it names
                 lost[scores.ids[i]] = str(error)
     return f'<h2>Figures</h2>{duplicates}<div class="figures">{"".join(drawn)}</div>'
+
+
+def _calibration(p_values: np.ndarray, smallest_rate: float) -> str:
+    """The calibration figure of good images; its caption says in words whether the promise held."""
+    verdict = coverage_verdict(p_values, smallest_rate=smallest_rate).explain()
+    figure = plot_calibration(p_values, smallest_rate=smallest_rate)
+    return _figure("Calibration", figure, f"On the images of folders named good, ok or normal. {html.escape(verdict)}")
 
 
 def _vectors(detector: Detector, scores: Scores, source: Thumbnails) -> tuple[np.ndarray | None, list[int]]:

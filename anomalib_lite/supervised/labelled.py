@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite.images.mvtec import GOOD_NAMES, pair_masks, read_mask_of
+from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, read_mask_of
 from anomalib_lite.images.sources import SUFFIXES, FolderSource, list_images
 
 
@@ -122,7 +122,8 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
         In the layout of MVTec AD (``train/good``, ``test/<kind>``, ``ground_truth/<kind>``; ``train`` may hold other
         kinds as well), or one folder per class.
     good : str, optional
-        The class of good images; by default the folder called good, ok or normal, if there is one.
+        The class of good images; by default the folder called good, ok or normal, in any case, if there is one. Several
+        of these (``train/OK`` and ``test/good``) are one class, called as the first of them.
 
     Returns
     -------
@@ -139,7 +140,7 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
     root = Path(folder)
     if not root.is_dir():
         raise FileNotFoundError(f"{root}: no such folder; give one with a folder per class, or in MVTec AD layout")
-    parts = ("train", "test") if (root / "train" / "good").is_dir() else ("",)
+    parts = ("train", "test") if good_folders(root / "train") else ("",)
     ids: list[str] = []
     kinds: list[str] = []
     for_training: list[bool] = []
@@ -153,6 +154,9 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
         masks, unpaired = pair_masks(root / "ground_truth", inside) if part == "test" else ([None] * len(inside), [])
         mask_paths += masks
         problems += left_out + unpaired
+    if good is None and (named_good := sorted(filter(is_good_name, set(kinds)))):
+        good = named_good[0]
+        kinds = [good if is_good_name(kind) else kind for kind in kinds]
     classes = sorted(set(kinds))
     if len(classes) < 2:
         raise LabelledDataError(
@@ -162,8 +166,6 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
         )
     if good is not None and good not in classes:
         raise LabelledDataError(f"good={good!r} is none of the classes {', '.join(classes)} in {root}")
-    if good is None:
-        good = next((name for name in classes if name.lower() in GOOD_NAMES), None)
     return LabelledImages(root, ids, kinds, good, np.array(for_training, bool), mask_paths, problems)
 
 
