@@ -21,6 +21,7 @@ _HOME = {
     "score": "detector",
     "NoGoodImagesError": "fitted.fitting",
     "evaluate": "evaluation.measuring",
+    "operating_points": "evaluation.operating",
     "compare": "comparison.comparing",
     "Comparison": "comparison.comparing",
     "Classifier": "supervised.classifier",
@@ -74,6 +75,7 @@ __all__ = [
     "greedy_k_center",
     "make_metal_nut",
     "open_labelled",
+    "operating_points",
     "score",
     "write_report",
 ]
@@ -84,6 +86,7 @@ if TYPE_CHECKING:
     from anomalib_lite.diagnosis.advice import diagnose
     from anomalib_lite.embedding.weights import WeightsError
     from anomalib_lite.evaluation.measuring import evaluate
+    from anomalib_lite.evaluation.operating import operating_points
     from anomalib_lite.evaluation.result import Evaluation
     from anomalib_lite.files.model_file import ModelFileError
     from anomalib_lite.fitted.calibration import Calibration

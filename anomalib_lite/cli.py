@@ -62,6 +62,12 @@ def _value_range(text: str) -> tuple[int, int] | str | None:
     return low, high
 
 
+def _variations(text: str) -> Any:
+    from anomalib_lite.images.variations import Variations
+
+    return Variations.parse(text)
+
+
 # The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
 # on, so the defaults are the library's.
 _DETECTOR_FLAGS: dict[str, Any] = {
@@ -70,7 +76,7 @@ _DETECTOR_FLAGS: dict[str, Any] = {
     "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
     "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
     "image_size": (int | None, typer.Option(help="side in pixels that images are resized to")),
-    "rotations": (int | None, typer.Option(help="learn every image at this many angles [default: 1]")),
+    "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
     "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
     "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
     "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
@@ -81,6 +87,7 @@ _DETECTOR_FLAGS: dict[str, Any] = {
     "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
     "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
     "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
+    "calibration": (str | None, typer.Option(help="cross, or split: exact, but learns from fewer [default: cross]")),
     "value_range": (str | None, typer.Option(help="values of black and white beyond 8 bits, such as 0,4095; or none")),
     "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
     "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100000000]")),
@@ -91,11 +98,12 @@ _DETECTOR_FLAGS: dict[str, Any] = {
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "value_range": _value_range,
+    "vary": _variations,
     "components": _components,
     "n_clusters": _number_or_word,
     "eps": _number_or_word,
 }
-_RENAMED = {"components": "n_components"}
+_RENAMED = {"components": "n_components", "vary": "variations"}
 
 
 def _with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
@@ -128,6 +136,10 @@ _Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 when an ima
 _EverythingIsGood = Annotated[
     bool, typer.Option("--everything-is-good", help="learn also what looks like test images or masks by its name")
 ]
+_Groups = Annotated[
+    str | None,
+    typer.Option(help="pictures that belong together: parent (their folder), each (none), or a regular expression"),
+]
 _Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")]
 _Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision backbone's weights if need be")]
 _MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
@@ -154,6 +166,7 @@ def fit(
     include_backbone: Annotated[
         bool, typer.Option("--include-backbone", help="store the backbone's weights in the model file")
     ] = False,
+    groups: _Groups = None,
     everything_is_good: _EverythingIsGood = False,
     strict: _Strict = False,
 ) -> None:
@@ -162,7 +175,7 @@ def fit(
     from anomalib_lite.files.atomic import saved_to
 
     saved_to(output)
-    detector = Detector(**parameters).fit(good, everything_is_good=everything_is_good)
+    detector = Detector(**parameters).fit(good, groups=groups, everything_is_good=everything_is_good)
     detector.save(output, include_backbone=include_backbone)
     typer.echo(f"fitted on {detector.n_train_} images, saved to {output}")
     typer.echo(detector.fitted_.calibration.explain())
@@ -179,6 +192,13 @@ def score(
     download: _Download = False,
     device: _Device = None,
     max_pixels: _MaxPixels = None,
+    false_alarm_rate: Annotated[
+        float | None, typer.Option(help="another rate than it was fitted for; the model file stays as it is")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="alarm above this score instead")] = None,
+    look_again: Annotated[
+        float | None, typer.Option(help="a second, larger rate (or lower threshold): look at those images again")
+    ] = None,
     as_json: _Json = False,
     strict: _Strict = False,
 ) -> None:
@@ -190,7 +210,14 @@ def score(
         saved_to(csv)
     if overlays is not None:
         overlay_folder(overlays)
+    if false_alarm_rate is not None and threshold is not None:
+        raise ValueError("--false-alarm-rate and --threshold both set the threshold; give one of them")
     detector = _loaded(model, weights, download, device, max_pixels)
+    if threshold is not None:
+        detector = detector.at_threshold(threshold, look_again=look_again)
+    elif false_alarm_rate is not None or look_again is not None:
+        rate = detector.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        detector = detector.at_rate(rate, look_again=look_again)
     source = images[0] if len(images) == 1 else list(images)
     scores = detector.score(source)
     if overlays is not None:
@@ -200,18 +227,53 @@ def score(
     if as_json:
         typer.echo(json.dumps(scores.to_dict()))
     else:
+        verdicts = scores.verdicts
+        width = max(map(len, verdicts), default=0)
         for i, image_id in enumerate(scores.ids):
-            verdict = "ALARM" if scores.alarms[i] else "good "
-            typer.echo(f"{verdict}  score {scores.scores[i]:8.4f}  p {scores.p_values[i]:.4f}  {image_id}")
+            verdict = verdicts[i].upper() if scores.alarms[i] else verdicts[i]
+            typer.echo(f"{verdict:{width}}  score {scores.scores[i]:8.4f}  p {scores.p_text(i)}  {image_id}")
+        again = verdicts.count("look again")
         typer.echo(
             f"{int(scores.alarms.sum())} of {len(scores)} images alarm (threshold {scores.threshold:.4f}, "
-            f"false-alarm rate {scores.false_alarm_rate:g}"
+            f"false-alarm rate {scores.false_alarm_rate:.4g}"
             + ("" if scores.guarantee_met else ", which is not promised")
             + ")"
+            + (f", {again} are to be looked at again (above {scores.look_again:.4f})" if scores.look_again else "")
         )
+        if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
+            smallest = 1 / (scores.calibration_groups + 1)
+            typer.echo(f"p ≤ {smallest:.4f}: the smallest that {scores.calibration_groups} good images allow")
     for image_id, note in scores.notes.items():
         typer.echo(f"note: {image_id}: {note}", err=True)
     _finish(scores.unreadable, strict)
+
+
+@app.command()
+def recalibrate(
+    model: Annotated[Path, typer.Argument(help="model file written by fit")],
+    good: Annotated[Path, typer.Argument(help="folder of fresh good images, not learnt from")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="model file to write; may be the same")],
+    mode: Annotated[str, typer.Option(help="replace the old calibration, or extend it")] = "replace",
+    false_alarm_rate: Annotated[float | None, typer.Option(help="another rate than before")] = None,
+    groups: _Groups = None,
+    everything_is_good: _EverythingIsGood = False,
+    weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    download: _Download = False,
+    device: _Device = None,
+    max_pixels: _MaxPixels = None,
+) -> None:
+    """Set the threshold of a model from fresh good images, such as under a new light, without a refit."""
+    from anomalib_lite.files.atomic import saved_to
+
+    saved_to(output)
+    detector = _loaded(model, weights, download, device, max_pixels)
+    before = detector.fitted_.calibration.threshold
+    detector = detector.recalibrate(good, mode=mode, groups=groups, everything_is_good=everything_is_good)
+    if false_alarm_rate is not None:
+        detector = detector.at_rate(false_alarm_rate)
+    detector.save(output)
+    typer.echo(f"threshold {before:.6g} → {detector.fitted_.calibration.threshold:.6g}, saved to {output}")
+    typer.echo(detector.fitted_.calibration.explain())
 
 
 @app.command()
@@ -219,13 +281,14 @@ def score(
 def evaluate(
     parameters: dict[str, Any],
     dataset: Annotated[Path, typer.Argument(help="folder in MVTec AD layout: train/good, test/<kind>, ground_truth")],
+    groups: _Groups = None,
     as_json: _Json = False,
     strict: _Strict = False,
 ) -> None:
     """Fit on train/good of a data set, score its test/, and print every metric."""
     from anomalib_lite.evaluation.measuring import evaluate as run
 
-    evaluation = run(dataset, **parameters)
+    evaluation = run(dataset, groups=groups, **parameters)
     typer.echo(evaluation.to_json() if as_json else evaluation.to_text())
     _finish(evaluation.unreadable, strict)
 
@@ -236,6 +299,7 @@ def diagnose(
     parameters: dict[str, Any],
     good: Annotated[Path, typer.Argument(help="folder of good images")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="folder for the figures")] = None,
+    groups: _Groups = None,
     everything_is_good: _EverythingIsGood = False,
     as_json: _Json = False,
     strict: _Strict = False,
@@ -243,7 +307,7 @@ def diagnose(
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
     from anomalib_lite.diagnosis.advice import diagnose as run
 
-    diagnosis = run(good, everything_is_good=everything_is_good, **parameters)
+    diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
     if output is not None:
         written = diagnosis.save_figures(output, good)
         typer.echo(f"{len(written)} figures in {output}", err=True)

@@ -173,6 +173,7 @@ class Detector:
         self._made = False
         self._chosen: dict[str, Any] = chosen
         self._fitted: Fitted | None = None
+        self._with_backbone = False
         self.variations = variations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
@@ -514,6 +515,12 @@ class Detector:
             warnings.warn(doubt, stacklevel=2)
         return self._with(fitted)
 
+    def unfitted(self) -> Detector:
+        """A detector of the same parameters that has learnt nothing, and shares the network."""
+        other = copy.copy(self)
+        other._fitted = None
+        return other
+
     def _with(self, fitted: Fitted) -> Detector:
         other = copy.copy(self)
         rate = fitted.parameters.get("false_alarm_rate", self._chosen["false_alarm_rate"])
@@ -554,14 +561,15 @@ class Detector:
             "scorer": scorer if isinstance(scorer, str) else {"name": scorer.name, "parameters": scorer.parameters()},
         }
 
-    def save(self, path: str | os.PathLike[str], *, include_backbone: bool = False) -> Path:
+    def save(self, path: str | os.PathLike[str], *, include_backbone: bool | None = None) -> Path:
         """Write the fitted detector to one .safetensors file, atomically.
 
         Parameters
         ----------
         path : path
-        include_backbone : bool
-            Store the backbone's weights too, so that the file loads on a machine that does not have them.
+        include_backbone : bool, optional
+            Store the backbone's weights too, so that the file loads on a machine that does not have them. By default
+            as in the file it was loaded from, and not after a fit.
 
         Raises
         ------
@@ -573,7 +581,7 @@ class Detector:
             If the scorer is of a class of your own, which the file could not bring back.
         """
         arrays, values = to_arrays(self.fitted_)
-        if include_backbone:
+        if self._with_backbone if include_backbone is None else include_backbone:
             arrays.update({f"backbone.{key}": value for key, value in self.embedder.parameters().items()})
         return model_file.save_file(path, arrays, values)
 
@@ -666,7 +674,7 @@ class Detector:
                 f"meaningless (fingerprint {fingerprint[:12]}…, given {detector.embedder.fingerprint[:12]}…). Give the "
                 "same weights file, or fit again"
             )
-        detector._fitted = fitted
+        detector._fitted, detector._with_backbone = fitted, bool(backbone)
         return detector
 
 

@@ -7,6 +7,7 @@ vector per image, standardised and reduced by PCA, shows groups, density, dimens
 from __future__ import annotations
 
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -26,13 +27,17 @@ from anomalib_lite.fitted.duplicates import (
     near_duplicates,
     too_many_twins,
 )
+from anomalib_lite.fitted.groups import EACH, PARENT, Groups, group_names
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.spread import Spread, measured_spread
+from anomalib_lite.images.variations import Variations
 from anomalib_lite.scoring.reduction import PCA
 
 # "PCA to 10-30 dimensions before K-means and DBSCAN": distances concentrate above.
 _COMPONENTS = 30
 _NAMED = 5  # images named in the text
+_LISTED = 20  # batches
 # Kaufman and Rousseeuw (1990): below, no substantial structure; above, a reasonable one.
 _NO_GROUPS, _CLEAR_GROUPS = 0.25, 0.5
 
@@ -53,6 +58,9 @@ class Diagnosis:
     parts : int (n,), the same number for images that seem to show one part, see `duplicate_groups`
     calibration : what threshold these images support, in words
     sizes : (height, width) with the number of images that have it, the commonest first
+    spread : how much light, contrast, colour and sharpness differ between the images
+    declared : the variations that the detector is told of
+    batches : false alarms of every day or batch at a threshold learnt from the others; empty if there is one alone
     """
 
     n_images: int
@@ -68,6 +76,9 @@ class Diagnosis:
     dbscan: statistics.DBSCANSweep | None
     variance: statistics.ExplainedVariance
     map: EmbeddingMap | None
+    spread: Spread
+    declared: Variations | None = None
+    batches: list[statistics.Batch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unreadable: list[UnreadableImage] = field(default_factory=list)
 
@@ -104,6 +115,16 @@ class Diagnosis:
             "silhouette_k": self.silhouette.k if self.silhouette else None,
             "silhouette": float(self.silhouette.means.max()) if self.silhouette else None,
             "eps": self.k_distance.eps if self.k_distance else None,
+            "batches": [
+                {
+                    "name": batch.name,
+                    "n_images": batch.n_images,
+                    "false_alarm_rate_observed": batch.observed,
+                    "false_alarm_rate": batch.rate,
+                    "coverage": batch.direction,
+                }
+                for batch in self.batches
+            ],
             "components_95": self.variance.components_for(0.95),
             "calibration": self.calibration,
             "advice": self.advice(),
@@ -176,11 +197,31 @@ class Diagnosis:
                 f"{others} of {others + count} images are not {width} × {height} pixels; all are resized to one "
                 "square, so parts photographed at another size or crop look unlike each other."
             )
+        yield from self._about_batches()
+        yield from self.spread.sentences(self.declared)
         yield self._about_groups()
         count = self.variance.components_for(0.95)
         yield f"{count} principal components hold 95 % of the variance of the image vectors."
         yield self.calibration
         yield from self.notes
+
+    def _about_batches(self) -> Iterator[str]:
+        if not self.batches:
+            return
+        worst = sorted(self.batches, key=lambda batch: -batch.observed)[:_LISTED]
+        table = "; ".join(
+            f"{batch.name} {batch.alarms} of {batch.n_images}" + (" (!)" if batch.direction == "above" else "")
+            for batch in worst
+        )
+        more = f"; {len(self.batches) - _LISTED} more with fewer" if len(self.batches) > _LISTED else ""
+        rate = max(batch.rate for batch in self.batches)
+        yield f"False alarms by batch, each at a threshold learnt from the others ({rate:.1%} expected): {table}{more}."
+        if any(batch.direction == "above" for batch in self.batches):
+            yield (
+                "Marked (!) are batches that alarm more often than chance explains: another day is not like these, and "
+                "the promise will not hold there. Give pictures of more days, say groups= for what is photographed "
+                "together, declare what varies (variations=), or recalibrate when the day changes."
+            )
 
     def _about_groups(self) -> str:
         if self.silhouette is None or self.elbow is None:
@@ -200,13 +241,16 @@ class Diagnosis:
         )
 
 
-def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any) -> Diagnosis:
+def diagnose(
+    images: Any, *, groups: Groups | None = None, everything_is_good: bool = False, **parameters: Any
+) -> Diagnosis:
     """Examine a set of good images.
 
     Parameters
     ----------
     images : folder, paths, arrays, PIL images, tensor or ImageSource
-    everything_is_good : see `Detector.fit`
+    groups, everything_is_good : see `Detector.fit`
+        The table by batch is by these groups, or by folder if there are several.
     **parameters : of `Detector`; level and scorer are patch and knn unless said otherwise
 
     Raises
@@ -225,8 +269,9 @@ def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any
     source = open_source(images)
     # Every image may be the defective one, so every image is scored.
     detector = Detector(**{"calibration_images": max(1, len(source)), **parameters})
-    detector.fit(source, everything_is_good=everything_is_good)
+    detector.fit(source, groups=groups, everything_is_good=everything_is_good)
     source = detector.open(source)
+    batches = _batches(detector, source, groups)
     scores = detector.fitted_.train_scores
     indices = sorted(scores)
     X, _ = embed_whole(detector.embedder, source, np.array(indices), workers=detector.workers)
@@ -255,6 +300,9 @@ def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any
             (int(h), int(w)) for h, w in detector.fitted_.train.sizes[np.array(indices) * detector.fitted_.train.copies]
         ).most_common(),
         elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
+        spread=measured_spread(source, workers=detector.workers),
+        declared=detector.variations,
+        batches=batches,
         silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),
         k_distance=distances,
         dbscan=attempt("DBSCAN", lambda: statistics.dbscan_sweep(rows)) if distances else None,
@@ -263,6 +311,24 @@ def diagnose(images: Any, *, everything_is_good: bool = False, **parameters: Any
         notes=notes,
         unreadable=detector.unreadable_,
     )
+
+
+def _batches(detector: Detector, source: ImageSource, groups: Groups | None) -> list[statistics.Batch]:
+    """False alarms by group, or by folder if none are given; each image scored without all of its batch."""
+    if groups == EACH:
+        return []
+    names = group_names(PARENT if groups is None else groups, source.ids)
+    fitted = detector.fitted_
+    if groups is None:
+        readable = {names[i] for i in fitted.train_scores}
+        if len(readable) < 2:
+            return []
+        again = detector.unfitted()
+        with warnings.catch_warnings():  # the first fit has said it
+            warnings.simplefilter("ignore")
+            fitted = again.fit(source, groups=names, everything_is_good=True).fitted_
+    scores = fitted.train_scores
+    return statistics.batches([names[i] for i in scores], list(scores.values()), detector.false_alarm_rate)
 
 
 def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarray]:

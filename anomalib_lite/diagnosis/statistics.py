@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from anomalib_lite.fitted.calibration import Calibration
+from anomalib_lite.fitted.coverage import direction_of
 from anomalib_lite.fitted.suspicion import far_out_limit
 from anomalib_lite.scoring.base import check_rows
 from anomalib_lite.scoring.dbscan import DBSCANScorer, knee, leave_out_k_distances
@@ -113,6 +115,56 @@ class Suspicious:
     p_values: np.ndarray
     outlying: np.ndarray
     limit: float
+
+
+@dataclass(frozen=True)
+class Batch:
+    """How the good images of one day, batch or folder do at a threshold learnt from all others.
+
+    Attributes
+    ----------
+    name : str
+    n_images, alarms : int
+    rate : the false-alarm rate that this threshold stands for
+    direction : "above" or "below" the band of chance around it, or "within"
+    """
+
+    name: str
+    n_images: int
+    alarms: int
+    rate: float
+    direction: str
+
+    @property
+    def observed(self) -> float:
+        """Share of its images that alarm."""
+        return self.alarms / self.n_images
+
+
+def batches(names: Sequence[str], scores: ArrayLike, false_alarm_rate: float) -> list[Batch]:
+    """False alarms of every batch at the threshold of the others, in the order of their names.
+
+    Parameters
+    ----------
+    names : of the batch of each image, n of at least two kinds
+    scores : (n,), each by a scorer that has not learnt from the batch of the image
+    false_alarm_rate : asked for; the smallest that the other images support is taken if that is larger
+
+    Raises
+    ------
+    ValueError
+        If all images are of one batch.
+    """
+    labels, values = np.asarray(names), np.asarray(scores, dtype=np.float64)
+    found = []
+    for name in sorted(set(names)):
+        mine = labels == name
+        if mine.all():
+            raise ValueError(f"all images are of the batch {name!r}; there are no others to compare it with")
+        calibration = Calibration(values[~mine], false_alarm_rate)
+        alarms, n, rate = int(calibration.alarms(values[mine]).sum()), int(mine.sum()), calibration.guaranteed_rate
+        found.append(Batch(name, n, alarms, rate, direction_of(alarms, n, max(rate, false_alarm_rate))))
+    return found
 
 
 def elbow(X: ArrayLike, counts: Sequence[int] = COUNTS, *, random_state: int = 0) -> Elbow:

@@ -20,6 +20,7 @@ from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.evaluation.result import AtRate, Evaluation
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.coverage import binomial_band, direction_of
+from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.machine.memory import peak_rss_mb
@@ -32,6 +33,7 @@ def evaluate(
     *,
     rates: Sequence[float] = (0.01, 0.05),
     train: Any = None,
+    groups: Groups | None = None,
     **parameters: Any,
 ) -> Evaluation:
     """Fit on train/good of a data set and measure on its test/.
@@ -41,6 +43,7 @@ def evaluate(
     dataset : folder in MVTec AD layout
     rates : false-alarm rates at which thresholds are measured, besides the detector's own.
     train : images to fit on instead of train/good, optional.
+    groups : training images that belong together, see `Detector.fit`.
     parameters : those of `Detector`.
 
     Returns
@@ -59,7 +62,7 @@ def evaluate(
     if len(data.test) == 0:
         raise ValueError(f"{data.root} has no test images to evaluate on; put them into test/good and test/<kind>")
     start = time.perf_counter()
-    detector = Detector(**parameters).fit(data.train if train is None else train)
+    detector = Detector(**parameters).fit(data.train if train is None else train, groups=groups)
     fit_seconds = time.perf_counter() - start
     start = time.perf_counter()
     scores = detector.score(data.test)

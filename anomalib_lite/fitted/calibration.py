@@ -196,12 +196,10 @@ class Calibration:
             f"from the same process as the {who}. With 95 % confidence the rate of "
             f"this very threshold is at most {tolerated}."
         )
-        again = (
-            ""
-            if self.look_again is None
-            else f" From {self.look_again:.6g} on it is to be looked at again, as about "
-            f"{100 * self._levels()[np.searchsorted(self.scores, self.look_again, side='right')]:.3g} % of good ones are."
-        )
+        again = ""
+        if self.look_again is not None:
+            share = 100 * self._levels()[np.searchsorted(self.scores, self.look_again, side="right")]
+            again = f" Above {self.look_again:.6g} it is to be looked at again; about {share:.3g} % of good ones are."
         if self.withheld:
             return (
                 f"An image alarms when it scores above {self.threshold:.6g}, but no false-alarm rate is promised: "
@@ -231,7 +229,7 @@ class Calibration:
         """The same scores, for another rate; `look_again` is a second, larger rate."""
         if look_again is not None and look_again < false_alarm_rate:
             raise ValueError(
-                f"look_again={look_again} is a larger rate than that of the alarm ({false_alarm_rate}): more images are "
+                f"look_again={look_again} is to be larger than the alarm's rate, {false_alarm_rate}: more images are "
                 "looked at again than alarm"
             )
         lower = None if look_again is None else self.at_rate(look_again).threshold

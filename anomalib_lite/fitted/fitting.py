@@ -284,7 +284,7 @@ class _Images:
             self.folds[numbers] = assign_folds(self.groups[numbers], random_state=self.plan.random_state)
 
     def require_enough(self, images: list[EmbeddedImage], intake: Intake, least: int) -> None:
-        """Refuse too few images, and images that are all the same; varied copies do not count, nor do groups of them."""
+        """Refuse too few images or groups, and images that are all the same; varied copies do not count."""
         copies = self.plan.copies
         n_images, n_groups = len({i.index // copies for i in images}), len({self.group(i.index) for i in images})
         if n_images < least:
@@ -297,8 +297,8 @@ class _Images:
             )
         if n_groups < least:
             raise NoGoodImagesError(
-                f"{n_images} images of {n_groups} group(s) can be read to learn from; {least} groups are the least, some "
-                "dozens are recommended"
+                f"{n_images} images of {n_groups} group(s) can be read to learn from; {least} groups are the least, "
+                "some dozens are recommended"
             )
         # Of many large images only a few are held; that those are the same may be chance.
         upright = [image.embedding for image in images if image.index % copies == 0]

@@ -69,8 +69,8 @@ def doubts(fitted: Fitted, scores: np.ndarray, ids: Sequence[str]) -> list[str]:
     known = int((scores < _RECOGNISED * fitted.calibration.scores[0]).sum())
     if known:
         found.append(
-            f"{known} of {len(scores)} images score far below every good image that calibrated before; if they were learnt "
-            "from, they are recognised, and new ones will alarm more often than promised"
+            f"{known} of {len(scores)} images score far below every good image that calibrated before; if they were "
+            "learnt from, they are recognised, and new ones will alarm more often than promised"
         )
     return found
 

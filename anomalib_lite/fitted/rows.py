@@ -41,8 +41,8 @@ class RowSelection:
     --------
     >>> X = np.append(np.random.default_rng(0).normal(size=(99, 2)), [[50.0, 50.0]], axis=0).astype(np.float32)
     >>> selection = RowSelection(trim=0.01).learn(X, np.arange(100))
-    >>> selection.kept(X[98:], 98).tolist()
-    [0]
+    >>> selection.kept(X[98:99], 98).tolist(), selection.kept(X[99:], 99).tolist()
+    ([0], [])
     """
 
     def __init__(self, trim: float = 0.0, *, random_state: int = 0, device: str = "auto"):
