@@ -271,7 +271,6 @@ def diagnose(
     detector = Detector(**{"calibration_images": max(1, len(source)), **parameters})
     detector.fit(source, groups=groups, everything_is_good=everything_is_good)
     source = detector.open(source)
-    batches = _batches(detector, source, groups)
     scores = detector.fitted_.train_scores
     indices = sorted(scores)
     X, _ = embed_whole(detector.embedder, source, np.array(indices), workers=detector.workers)
@@ -287,6 +286,7 @@ def diagnose(
             notes.append(f"No {what}: {error}.")
             return None
 
+    batches = attempt("table by batch", lambda: _batches(detector, source, groups))
     distances = attempt("k-distance", lambda: statistics.k_distance(rows))
     return Diagnosis(
         n_images=len(indices),
@@ -302,7 +302,7 @@ def diagnose(
         elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
         spread=measured_spread(source, workers=detector.workers),
         declared=detector.variations,
-        batches=batches,
+        batches=batches or [],
         silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),
         k_distance=distances,
         dbscan=attempt("DBSCAN", lambda: statistics.dbscan_sweep(rows)) if distances else None,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from anomalib_lite.fitted.calibration import Calibration
-from anomalib_lite.fitted.coverage import direction_of
+from anomalib_lite.fitted.coverage import binomial_band, direction_of
 from anomalib_lite.fitted.suspicion import far_out_limit
 from anomalib_lite.scoring.base import check_rows
 from anomalib_lite.scoring.dbscan import DBSCANScorer, knee, leave_out_k_distances
@@ -163,7 +163,7 @@ def batches(names: Sequence[str], scores: ArrayLike, false_alarm_rate: float) ->
             raise ValueError(f"all images are of the batch {name!r}; there are no others to compare it with")
         calibration = Calibration(values[~mine], false_alarm_rate)
         alarms, n, rate = int(calibration.alarms(values[mine]).sum()), int(mine.sum()), calibration.guaranteed_rate
-        found.append(Batch(name, n, alarms, rate, direction_of(alarms, n, max(rate, false_alarm_rate))))
+        found.append(Batch(name, n, alarms, rate, direction_of(alarms, binomial_band(rate, n))))
     return found
 
 

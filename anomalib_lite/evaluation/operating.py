@@ -39,10 +39,10 @@ class OperatingPoint:
 
     def to_text(self) -> str:
         """One line."""
-        (low, high), (least, most) = self.alarm_interval, self.missed_interval
+        good, bad = (f"{low:.1%} to {high:.1%}" for low, high in (self.alarm_interval, self.missed_interval))
         return (
-            f"above {self.threshold:.6g}: {self.alarms} of {self.n_good} good alarm ({100 * low:.1f} to "
-            f"{100 * high:.1f} %), {self.missed} of {self.n_bad} bad are missed ({100 * least:.1f} to {100 * most:.1f} %)"
+            f"above {self.threshold:.6g}: {self.alarms} of {self.n_good} good alarm ({good}), "
+            f"{self.missed} of {self.n_bad} bad are missed ({bad})"
         )
 
 
