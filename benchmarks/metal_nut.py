@@ -1,7 +1,7 @@
 """Every backbone × level × scorer on one category folder in MVTec AD layout, as a Markdown table and JSON.
 
     python benchmarks/metal_nut.py --data metal_nut [--weights-dir weights] [--output results.json]
-    python benchmarks/metal_nut.py --data metal_nut --weights-dir weights --shots 8 --seeds 5 --rotations 8
+    python benchmarks/metal_nut.py --data metal_nut --weights-dir weights --shots 8 --seeds 5 --vary turn=180,draws=7
 
 Runs unchanged on any category, the official metal_nut first of all. Backbones without weights here are left out and
 named. Every configuration runs in a process of its own, so that its peak memory is its own. Thresholds and
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scorers", default=",".join(SCORERS))
     parser.add_argument("--shots", type=int, help="fit on this many good images, drawn by seed")
     parser.add_argument("--seeds", type=int, default=5, help="with --shots: number of draws")
-    parser.add_argument("--rotations", type=int, default=1, help="learn every image at this many angles")
+    parser.add_argument("--vary", help="how the camera may vary, such as turn=180,draws=7")
     parser.add_argument("--output", type=Path, help="also write everything as JSON")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -91,7 +91,7 @@ def configurations(arguments: argparse.Namespace, left_out: list[str]) -> list[d
                             "layers": layers,
                             "weights": weights,
                             "scorer": scorer,
-                            "rotations": arguments.rotations,
+                            "vary": arguments.vary,
                         }
                     )
     seeds = range(arguments.seeds) if arguments.shots else [None]
@@ -161,8 +161,11 @@ def run_one(data: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
     from anomalib_lite.evaluation.measuring import evaluate
     from anomalib_lite.images.mvtec import open_mvtec
+    from anomalib_lite.images.variations import Variations
 
-    shots, seed = parameters.pop("shots"), parameters.pop("seed")
+    shots, seed, vary = (parameters.pop(name) for name in ("shots", "seed", "vary"))
+    if vary:
+        parameters["variations"] = Variations.parse(vary)
     dataset = open_mvtec(data)
     train = None
     if shots:
@@ -177,7 +180,7 @@ def run_one(data: Path, parameters: dict[str, Any]) -> dict[str, Any]:
 
 def name_of(parameters: dict[str, Any]) -> str:
     layers = f" {parameters['layers'].replace(',', '+')}" if parameters["layers"] else ""
-    turned = f" ×{parameters['rotations']} angles" if parameters["rotations"] > 1 else ""
+    turned = f" ({parameters['vary']})" if parameters["vary"] else ""
     return f"{parameters['backbone']}{layers} {parameters['level']} {parameters['scorer']}{turned}"
 
 

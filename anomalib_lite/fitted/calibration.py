@@ -26,6 +26,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincinv
 
+from anomalib_lite.fitted.coverage import coverage_verdict
+
 Floats = NDArray[np.float64]
 
 GOOD, LOOK_AGAIN, ALARM = "good", "look again", "alarm"
@@ -184,8 +186,18 @@ class Calibration:
         k = math.ceil(self.guaranteed_rate * (self.n + 1) - 1 - 1e-6)
         return float(betaincinv(k + 1, self.n - k, confidence)) if k < self.n else 1.0
 
-    def explain(self) -> str:
-        """What the threshold guarantees, and what guaranteeing the rate asked for takes, in plain English."""
+    def explain(self, p_values: ArrayLike | None = None) -> str:
+        """What the threshold guarantees, and what guaranteeing the rate asked for takes, in plain English.
+
+        With `p_values` (m,) of new images that are known to be good, also whether it held, in either direction.
+        """
+        text = self._explained()
+        if p_values is None or not np.size(p_values):
+            return text
+        held = coverage_verdict(p_values, rates=(self.guaranteed_rate,), smallest_rate=self.smallest_rate)
+        return f"{text.removesuffix('.')}. On new good images: {held.explain()}"
+
+    def _explained(self) -> str:
         target, tolerated = f"{100 * self.false_alarm_rate:.3g} %", f"{100 * self.tolerance_rate():.3g} %"
         who = f"{self.n} calibration images"
         if self.n < self.n_images:

@@ -4,10 +4,9 @@ P-values of new good images in; per rate the observed false alarms, the binomial
 side of it they lie, out. More alarms than the band: the threshold does not hold. Fewer: it is stricter than was asked,
 and defects that could have been found are missed.
 
-The band takes the promised rate for the true one of this very threshold. With few calibration images that rate itself
-differs from fit to fit (`Calibration.tolerance_rate`), so a count just outside may still be the luck of the fit: at 5 %
-and 100 good images, counts of a sound threshold lie outside in 29 % of fits on 20 calibration images, in 10 % on 80 and
-in 5 % on 200 (beta-binomial).
+With few calibration images the true rate of a sound threshold differs from fit to fit, so that the band is wider
+(beta-binomial, Vovk, Machine Learning 92 (2013)): by the binomial alone, at 5 % and 100 good images, 29 % of sound fits
+on 20 calibration images would be called broken.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 Direction = Literal["within", "above", "below"]
 
@@ -99,7 +98,8 @@ def coverage_verdict(
     ----------
     p_values : (n,) of good images that were neither learnt from nor calibrated on.
     rates : false-alarm rates in (0, 1) to look at.
-    smallest_rate : `Calibration.smallest_rate`; below it no p-value can fall, so rates below are set aside.
+    smallest_rate : `Calibration.smallest_rate`; below it no p-value can fall, so rates below are set aside. It says how
+        many images calibrate, and so how wide chance is; 0 for as many as one likes.
 
     Raises
     ------
@@ -125,10 +125,20 @@ def coverage_verdict(
     return Coverage(
         n_good=n,
         at_rates=tuple(
-            RateCoverage(rate, int((values <= rate).sum()), n, binomial_band(rate, n)) for rate in supported
+            RateCoverage(rate, int((values <= rate).sum()), n, _band(rate, n, smallest_rate)) for rate in supported
         ),
         unsupported=tuple(rate for rate in rates if rate < smallest_rate),
     )
+
+
+def _band(rate: float, n: int, smallest_rate: float) -> tuple[int, int]:
+    """Counts of alarms among `n` good images that chance explains, of these images and of those that calibrate."""
+    if smallest_rate <= 0:
+        return binomial_band(rate, n)
+    levels = round(1 / smallest_rate)  # calibration images and one
+    rank = int(rate * levels + 1e-9)
+    low, high = betabinom.ppf([0.025, 0.975], n, rank, levels - rank)
+    return max(int(low), 0), max(int(high), 0)
 
 
 def direction_of(count: int, band: tuple[int, int]) -> Direction:
