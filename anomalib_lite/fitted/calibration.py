@@ -277,42 +277,6 @@ def images_needed(false_alarm_rate: float) -> int:
     return n
 
 
-def drift(p_values: ArrayLike, n_calibration: int) -> Drift:
-    """Test whether p-values of new good images are too small to be exchangeable with the calibration images.
-
-    One-sided two-sample Kolmogorov-Smirnov test. All p-values share one calibration set, so they are not
-    independent and a one-sample test against the uniform distribution would cry drift ever more often as
-    images come in; the size of the calibration set bounds what can be seen. Defective images among the new
-    ones look like drift.
-
-    Parameters
-    ----------
-    p_values : (m,) from `Calibration.p_values`, of new images presumed good.
-    n_calibration : `Calibration.n`.
-
-    Raises
-    ------
-    ValueError
-        If there are no p-values, one is outside [0, 1], or n_calibration < 1.
-
-    Examples
-    --------
-    >>> drift(np.arange(1, 101) / 100, n_calibration=99).p_value
-    1.0
-    >>> drift(np.arange(1, 101) / 400, n_calibration=99).p_value < 1e-6
-    True
-    """
-    ordered = np.sort(_finite_vector(p_values, "p_values"))
-    m = ordered.size
-    if m == 0 or n_calibration < 1:
-        raise ValueError(f"{m} p-values and {n_calibration} calibration images: at least one of each is needed")
-    if ordered[0] < 0.0 or ordered[-1] > 1.0:
-        raise ValueError(f"p-values from {ordered[0]} to {ordered[-1]}: need shares in [0, 1], not scores")
-    excess = float(max(np.max(np.arange(1, m + 1) / m - ordered), 0.0))  # sup over a of share(p <= a) - a
-    # Limit of the one-sided two-sample statistic (Smirnov, 1939).
-    return Drift(excess, math.exp(-2 * excess**2 * m * n_calibration / (m + n_calibration)))
-
-
 def _finite_vector(values: ArrayLike, name: str) -> Floats:
     vector = np.asarray(values, dtype=np.float64)
     if vector.ndim != 1:

@@ -32,8 +32,8 @@ from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
 from anomalib_lite.diagnosis.projection import Projector
 from anomalib_lite.embedding.streaming import embed_whole
 from anomalib_lite.files.atomic import write_atomically
-from anomalib_lite.fitted.calibration import drift
 from anomalib_lite.fitted.coverage import coverage_verdict
+from anomalib_lite.fitted.drift import tied_share, watch
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.images.reading import UnreadableImageError
@@ -160,14 +160,20 @@ def _tiles(scores: Scores) -> str:
 
 
 def _summary(detector: Detector, scores: Scores) -> str:
-    paragraphs = [detector.fitted_.calibration.explain()]
-    found = drift(scores.p_values, detector.fitted_.calibration.n)
-    if found.p_value < 0.01:
-        paragraphs.append(
-            "The p-values of these images are smaller than those of good images like the training ones would be "
-            f"(Kolmogorov–Smirnov, p = {found.p_value:.2g}). That is so when many are defective; if most are good, "
-            "the light, the lens or the product has changed, and the threshold no longer holds: fit again."
-        )
+    calibration = detector.fitted_.calibration
+    # Pictures in a folder named good are good: of others a share may be defective, and is no drift.
+    good = np.array(["/" in name and is_good_name(name.rsplit("/", 1)[0]) for name in scores.ids], dtype=bool)
+    known = bool(good.any())
+    found = watch(
+        scores.p_values[good] if known else scores.p_values,
+        calibration.n,
+        tolerated_defects=0.0 if known else 0.15,
+        tied=tied_share(calibration.scores),
+    )
+    paragraphs = [calibration.explain(scores.p_values[good])]
+    if found.alarm:
+        where = f"In the {good.sum()} images of folders named good: " if known else ""
+        paragraphs.append(f"{where}{found.explain()}.")
     return "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
 
 
