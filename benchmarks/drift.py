@@ -32,7 +32,9 @@ def main() -> None:
         calibration = Calibration(rng.normal(size=n), 0.05)
         return calibration.p_values(np.append(rng.normal(size=before), rng.normal(size=after) + shift))
 
-    print("| calibrated on | alarms without drift | with 10 % defects | pictures to see a shift of 1, 2, 3 σ | after 2000 |")
+    print(
+        "| calibrated on | alarms without drift | with 10 % defects | pictures until 1, 2, 3 σ are seen | after 2000 |"
+    )
     print("| --- | --- | --- | --- | --- |")
     for n in (20, 60, 200, 1000):
         quiet = defects = 0

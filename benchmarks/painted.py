@@ -2,7 +2,7 @@
 
     python benchmarks/painted.py --data metal_nut bottle magnetic_tile kolektor elpv_poly
 
-A thin line, a soft spot or a patch of the picture elsewhere, small and faint, so that a detector does not find them all.
+A thin line, a soft spot or a patch of the picture elsewhere, small and faint, so that no detector finds them all.
 Compared are the values of `KNNScorer.local`; no picture of a real defect takes part.
 """
 
@@ -58,11 +58,12 @@ class Painted:
 
 
 def main() -> None:
+    from coverage import Embedded
+
     from anomalib_lite import Detector, KNNScorer
     from anomalib_lite.embedding.streaming import embed_source
     from anomalib_lite.evaluation.metrics import auroc
     from anomalib_lite.images.mvtec import open_mvtec
-    from coverage import Embedded
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")

@@ -11,12 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from anomalib_lite import Detector, KNNScorer
+from anomalib_lite import Detector, KNNScorer, Variations
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.scoring import neighbors
-from anomalib_lite.scoring.base import ExplainsByNeighbors, ScoresLeftOut
+from anomalib_lite.scoring.base import ExplainsByNeighbors
 from anomalib_lite.scoring.reduction import Standardizer
 
 ROUNDS = int(os.environ.get("ANOMALIB_LITE_THREAD_ROUNDS", "40"))
@@ -39,6 +39,7 @@ def a_core(rng, scorer=None):
         unreadable=(),
         calibrating=np.arange(30),
         scores=np.arange(1.0, 31.0),
+        groups=np.arange(30),
     )
     origins = np.stack([groups, np.tile(np.arange(20), 30)], axis=1)[scorer.bank_rows_]
     return Fitted(reduction, scorer, Calibration(train.scores, 0.05), (4, 5), 0.1, origins, train)
@@ -147,9 +148,10 @@ CHOSEN = {
     "min_samples": 4,
     "n_components": 9,
     "whiten": True,
-    "rotations": 2,
+    "variations": Variations(brightness=0.1, draws=1),
     "top_share": 0.2,
     "false_alarm_rate": 0.2,
+    "calibration": "split",
     "calibration_images": 6,
     "value_range": (0, 1000),
     "bits": None,
@@ -192,12 +194,11 @@ class TestChoices:
 
 
 class Nearest:
-    """A user's own scorer that names neighbours and leaves groups out; no relation of KNNScorer."""
+    """A user's own scorer that names neighbours; no relation of KNNScorer."""
 
     name = "own"
     max_rows = 5000
     least_images = 4
-    excluded = 0
 
     def fit(self, X, groups=None):
         self.bank_, self.groups_, self.bank_rows_ = X, groups, np.arange(len(X))
@@ -210,11 +211,6 @@ class Nearest:
         squared = ((X[:, None] - self.bank_[None]) ** 2).sum(axis=2)
         return squared.min(axis=1), squared.argmin(axis=1), np.sqrt(squared.min(axis=1))
 
-    def score_excluding(self, X, groups):
-        type(self).excluded += 1
-        squared = ((X[:, None] - self.bank_[None]) ** 2).sum(axis=2)
-        return np.where(groups[:, None] == self.groups_, np.inf, squared).min(axis=1)
-
     def parameters(self):
         return {}
 
@@ -222,10 +218,8 @@ class Nearest:
 class TestAScorerOfOnesOwn:
     def test_gets_what_it_can_do(self, parts):
         assert isinstance(Nearest(), ExplainsByNeighbors)
-        assert isinstance(Nearest(), ScoresLeftOut)
         detector = Detector(scorer=Nearest(), image_size=64).fit(parts)
         scores = detector.score(parts[:2])
         assert [found.train_id for found in scores.nearest] == ["image_0000", "image_0001"]
-        assert Nearest.excluded == len(parts)
         with pytest.raises(ValueError, match="4 good images are the least"):
             Detector(scorer=Nearest(), image_size=64).fit(parts[:3])

@@ -1,4 +1,4 @@
-"""Drift, picture by picture: quiet for years while nothing changes, loud within a hundred pictures when the light does."""
+"""Drift, picture by picture: quiet for years while nothing changes, loud within a hundred pictures of another light."""
 
 import json
 

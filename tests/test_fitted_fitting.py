@@ -1,11 +1,18 @@
+import re
+import shutil
+from typing import ClassVar
+
 import numpy as np
 import pytest
 
-from anomalib_lite import Detector, NoGoodImagesError
+from anomalib_lite import Detector, NoGoodImagesError, Variations
 from anomalib_lite.fitted import fitting
 from anomalib_lite.fitted.calibration import Calibration
+from anomalib_lite.fitted.folds import assign_folds
 from anomalib_lite.images.loading import resize
 from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, image_score
 from anomalib_lite.scoring.reduction import Standardizer
 
@@ -21,6 +28,11 @@ def data(synthetic_set):
 @pytest.fixture(scope="module")
 def train(data):
     return [data.train.read(i) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def many():
+    return [render_part(np.random.default_rng(i), 128)[0] for i in range(24)]
 
 
 class Counted:
@@ -94,28 +106,54 @@ def assert_finds_stains(detector, data):
 class TestCalibration:
     """Every training image is scored as if it had not been among them."""
 
-    @pytest.mark.parametrize("bank_size", [4096, 100])
-    def test_of_knn_uses_the_rows_of_other_images_only(self, train, bank_size):
-        detector = Detector(bank_size=bank_size, k=1, top_share=0.2, **SMALL).fit(train)
-        bank, origins = detector.fitted_.scorer.bank_, detector.fitted_.origins
-        expected = []
-        for index, pixels in enumerate(train):
-            rows = rows_of(detector, pixels)
-            others = bank[origins[:, 0] != index].astype(np.float64)
-            distances = np.sqrt(((rows[:, None] - others) ** 2).sum(axis=2)).min(axis=1)
-            expected.append(np.sort(distances)[-51:].mean())  # 20 % of 256 patches
-        assert detector.fitted_.calibration.scores == pytest.approx(np.sort(expected), rel=1e-3)
+    def test_of_knn_equals_exact_refits_where_all_rows_fit(self, train):
+        detector = Detector(bank_size=4096, k=1, top_share=0.2, **SMALL).fit(train)
+        folds = assign_folds(np.arange(len(train)))
+        rows = [rows_of(detector, pixels) for pixels in train]
+        expected = {}
+        for index, own in enumerate(rows):
+            others = np.concatenate([rows[i] for i in range(len(train)) if folds[i] != folds[index]])
+            refitted = KNNScorer(k=1).fit(others.astype(np.float32))
+            expected[index] = image_score(refitted.score(own.astype(np.float32)), 0.2)
+        found = detector.fitted_.train_scores
+        assert [found[i] for i in range(len(train))] == pytest.approx(
+            [expected[i] for i in range(len(train))], rel=1e-2
+        )
+
+    @pytest.mark.parametrize("seed", [0, 1])
+    def test_of_knn_is_close_to_exact_refits_where_the_bank_is_small(self, many, seed):
+        """Coresets of the folds, merged, stand for banks chosen from all rows of the other folds."""
+        detector = Detector(bank_size=300, random_state=seed, **SMALL).fit(many)
+        folds = assign_folds(np.arange(len(many)), random_state=seed)
+        rows = [rows_of(detector, pixels).astype(np.float32) for pixels in many]
+        expected, masked = [], []
+        bank, origins = detector.fitted_.scorer.bank_, detector.fitted_.origins[:, 0]
+        for index, own in enumerate(rows):
+            others = np.concatenate([rows[i] for i in range(len(many)) if folds[i] != folds[index]])
+            expected.append(image_score(KNNScorer(bank_size=300, random_state=seed).fit(others).score(own)))
+            masked.append(image_score(KNNScorer(bank_size=300).fit(bank[origins != index]).score(own)))
+        found = detector.fitted_.calibration.scores
+        for share in (0.25, 0.5, 0.75):
+            assert np.quantile(found, share) == pytest.approx(np.quantile(expected, share), rel=0.05)
+        # The bank with holes makes an image look odder than a new one.
+        assert np.median(masked) > 1.05 * np.median(found)
 
     def test_is_far_above_scoring_training_images_again(self, train):
         for level in ("patch", "global"):
             detector = Detector(level=level, k=1, **SMALL).fit(train)
             assert detector.fitted_.calibration.scores.min() > 10 * max(detector.score(train).scores.max(), 1e-3), level
 
-    def test_excludes_by_image_not_by_likeness(self, train):
-        """A second copy of an image is another image, and its rows may be used."""
-        detector = Detector(selection="full", k=1, **SMALL).fit([*train, train[4]])
-        assert (detector.fitted_.calibration.scores < 0.05).sum() == 2
-        assert detector.fitted_.calibration.scores[2] > 0.3
+    def test_a_second_copy_of_an_image_is_left_out_with_it_unless_said_otherwise(self, train):
+        images = [*train, train[4]]
+        with pytest.warns(UserWarning, match="1 part seems to have been photographed 2 times; such pictures are left"):
+            together = Detector(selection="full", k=1, **SMALL).fit(images)
+        apart = Detector(selection="full", k=1, **SMALL).fit(images, groups="each")
+        assert (together.fitted_.calibration.n, together.fitted_.calibration.n_images) == (12, 13)
+        assert together.fitted_.calibration.scores.min() > 0.3
+        assert (apart.fitted_.calibration.n, apart.fitted_.calibration.n_images) == (13, 13)
+        folds = assign_folds(np.arange(13))
+        if folds[4] != folds[12]:
+            assert (apart.fitted_.calibration.scores < 0.05).sum() == 2
 
     @pytest.mark.parametrize("make", [KMeansScorer, SubspaceScorer, DBSCANScorer])
     def test_of_other_scorers_leaves_images_out_too(self, train, make):
@@ -174,49 +212,206 @@ class TestOrigins:
             assert row == pytest.approx(rows_of(detector, train[image])[patch], rel=1e-3, abs=1e-3)
 
 
-class TestRotations:
-    """Every image is learnt at several angles, and counts as one image all the same."""
+class Watchful:
+    """A user's own scorer that must never score what it has learnt; rows carry their image in the first column."""
+
+    name = "watchful"
+    max_rows = None
+    fits: ClassVar[list] = []
+
+    def fit(self, X, groups=None):
+        self.seen = set(np.unique(groups).tolist())
+        self.fits.append(self.seen)
+        self.mean = X.mean(axis=0)
+        return self
+
+    def score(self, X):
+        return np.linalg.norm(X - self.mean, axis=1).astype(np.float64)
+
+    def parameters(self):
+        return {}
+
+
+class TestGroups:
+    """Pictures of one group are left out together, and n counts groups."""
+
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_no_fold_divides_one(self, train, level, monkeypatch):
+        monkeypatch.setattr(Watchful, "fits", [])
+        groups = [0, 0, 0, 1, 1, 2, 3, 4, 4, 5, 5, 5]
+        detector = Detector(scorer=Watchful(), level=level, **SMALL).fit(train, groups=groups)
+        calibration = detector.fitted_.calibration
+        assert (calibration.n, calibration.n_images) == (6, 12)
+        whole, *folds = sorted(Watchful.fits, key=len, reverse=True)
+        assert whole == {0, 1, 2, 3, 4, 5}
+        assert sorted(map(len, folds)) == [5] * 6
+
+    def test_all_ways_to_say_them_are_one(self, synthetic_set, tmp_path):
+        for day, part in (("monday", 0), ("monday", 1), ("tuesday", 2), ("friday", 3), ("friday", 4)):
+            (tmp_path / day).mkdir(exist_ok=True)
+            shutil.copy(synthetic_set / "train" / "good" / f"{part:03d}.png", tmp_path / day)
+        names = ["friday", "friday", "monday", "monday", "tuesday"]
+        ids = ["friday/003.png", "friday/004.png", "monday/000.png", "monday/001.png", "tuesday/002.png"]
+        ways = ["parent", "^([a-z]+)", names, dict(zip(ids, names, strict=True)), lambda name: name.split("/")[0]]
+        thresholds = set()
+        for groups in ways:
+            fitted = Detector(**SMALL).fit(tmp_path, groups=groups).fitted_
+            assert (fitted.calibration.n, fitted.train.groups.tolist()) == (3, [0, 0, 1, 1, 2])
+            thresholds.add(fitted.calibration.threshold)
+        assert len(thresholds) == 1
+
+    def test_of_many_shots_nothing_is_promised_unless_they_are_named(self, train):
+        rng = np.random.default_rng(0)
+        shots = [np.clip(part + rng.normal(0, 2, part.shape), 0, 255).astype(np.uint8) for part in train for _ in "123"]
+        with pytest.warns(UserWarning, match=r"12 parts seem .* 3 times each, so no false-alarm rate can be promised"):
+            silent = Detector(false_alarm_rate=0.1, **SMALL).fit(shots)
+        named = Detector(false_alarm_rate=0.1, **SMALL).fit(shots, groups=np.repeat(np.arange(12), 3))
+        assert not silent.fitted_.calibration.guarantee_met
+        assert named.fitted_.calibration.guarantee_met
+        assert named.fitted_.calibration.n == silent.fitted_.calibration.n == 12
+
+    def test_that_do_not_match_are_an_error_before_the_work(self, train):
+        source = Counted(train)
+        for groups, message in (
+            ([0, 1], "2 groups for 12 pictures; give one for each"),
+            ([7] * 12, "all 12 pictures are of one group"),
+            ({"000": 1}, "groups has no entry for '001'"),
+            ("part(", "neither 'parent' nor 'each' nor a regular expression"),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                Detector(**SMALL).fit(source, groups=groups)
+        assert sum(source.reads) == 0
+
+    def test_two_are_enough_and_one_that_can_be_read_is_not(self, train):
+        detector = Detector(**SMALL).fit(train[:4], groups=[0, 0, 1, 1])
+        assert detector.fitted_.calibration.n == 2
+        broken = np.full((8, 8, 3), np.nan)
+        with pytest.raises(NoGoodImagesError, match=r"2 images of 1 group\(s\) can be read"):
+            Detector(**SMALL).fit([train[0], train[1], broken], groups=[0, 0, 1])
+
+
+class TestSplit:
+    """Images that calibrate are never learnt: then the promise is exact."""
+
+    @pytest.mark.parametrize("level", ["patch", "global"])
+    def test_nothing_learns_from_what_is_held_out(self, many, level, monkeypatch):
+        learnt_from = []
+        fit = Standardizer.fit
+        monkeypatch.setattr(Standardizer, "fit", lambda self, X: learnt_from.append(len(X)) or fit(self, X))
+        monkeypatch.setattr(Watchful, "fits", [])
+        parameters = {"scorer": Watchful(), "n_components": None, "level": level, "calibration": "split"}
+        source = Counted(many)
+        detector = Detector(false_alarm_rate=0.1, **parameters, **SMALL).fit(source, groups="each")
+        calibration, train = detector.fitted_.calibration, detector.fitted_.train
+        assert source.reads == [1] * 24
+        assert (calibration.n, calibration.exact) == (9, True)  # 1 / (9 + 1) is the rate
+        (seen,) = Watchful.fits
+        assert seen == set(range(24)) - set(train.calibrating.tolist())
+        assert learnt_from == [15 * (256 if level == "patch" else 1)]
+        assert "on average at most 10 %" in calibration.explain()
+
+    @pytest.mark.parametrize(("rate", "held_out"), [(0.5, 6), (0.1, 9), (0.01, 12)])
+    def test_holds_out_a_quarter_to_a_half(self, many, rate, held_out):
+        detector = Detector(calibration="split", false_alarm_rate=rate, **SMALL).fit(many, groups="each")
+        assert detector.fitted_.calibration.n == held_out
+
+    def test_holds_out_whole_groups(self, many):
+        groups = np.repeat(np.arange(8), 3)
+        detector = Detector(calibration="split", false_alarm_rate=0.2, **SMALL).fit(many, groups=groups)
+        held_out = groups[detector.fitted_.train.calibrating]
+        assert sorted(np.bincount(held_out)[np.unique(held_out)].tolist()) == [3] * 4
+
+    def test_none_that_can_be_read(self, train):
+        class Breaking(Counted):
+            def read(self, i):
+                self.reads[i] += 1
+                if sum(self.reads) > 2:
+                    raise UnreadableImageError("gone")
+                return self.images[i]
+
+        with pytest.raises(NoGoodImagesError, match="none of the images held out to calibrate can be read"):
+            Detector(calibration="split", **SMALL).fit(Breaking(train[:4]), groups="each")
+
+
+class TestVariations:
+    """Every image is learnt in several copies, and counts as one image all the same."""
 
     @pytest.mark.parametrize("level", ["patch", "global"])
     def test_count_as_one_image(self, train, level):
         broken = np.full((8, 8, 3), np.nan)
-        detector = Detector(rotations=3, level=level, **SMALL).fit([*train[:6], broken])
+        detector = Detector(variations=Variations(shift=0.05, draws=2), level=level, **SMALL).fit([*train[:6], broken])
         assert (detector.n_train_, detector.fitted_.calibration.n) == (6, 6)
         assert [(entry.index, entry.id) for entry in detector.unreadable_] == [(6, "image_0006")]
 
-    @pytest.mark.parametrize("bank_size", [4096, 200])
-    def test_calibration_leaves_all_copies_of_an_image_out(self, train, bank_size):
-        detector = Detector(rotations=4, bank_size=bank_size, k=1, **SMALL).fit(train)
-        bank, image = detector.fitted_.scorer.bank_, detector.fitted_.origins[:, 0] // 4
-        expected = []
-        for index, pixels in enumerate(train):
-            others = bank[image != index].astype(np.float64)
-            distances = ((rows_of(detector, pixels)[:, None] - others) ** 2).sum(axis=2)
-            expected.append(np.sort(np.sqrt(distances.min(axis=1)))[-2:].mean())  # 1 % of 256 patches
-        assert detector.fitted_.calibration.scores == pytest.approx(np.sort(expected), rel=1e-3)
+    @pytest.mark.parametrize("calibration", ["cross", "split"])
+    def test_copies_are_left_out_with_their_image(self, train, calibration, monkeypatch):
+        monkeypatch.setattr(Watchful, "fits", [])
+        varied = Variations(brightness=0.2, draws=3)
+        detector = Detector(scorer=Watchful(), variations=varied, calibration=calibration, **SMALL)
+        detector.fit(train, groups="each")
+        whole, *folds = sorted(Watchful.fits, key=len, reverse=True)
+        if calibration == "split":
+            assert len(whole) == 6
+            assert not folds
+        else:
+            assert sorted(map(len, folds)) == [10] * 2 + [11] * 8
+
+    def test_an_image_is_calibrated_by_the_worse_of_two_copies(self, train, monkeypatch):
+        scored = []
+        keep = fitting._keep_worst
+        monkeypatch.setattr(fitting, "_keep_worst", lambda kept, *one: scored.append(one) or keep(kept, *one))
+        detector = Detector(variations=Variations(brightness=0.3, draws=3), **SMALL).fit(train, groups="each")
+        assert sorted(number for number, _ in scored) == sorted(2 * list(range(12)))
+        worst = {number: max(score for n, score in scored if n == number) for number in range(12)}
+        assert detector.fitted_.train_scores == worst
+
+    def test_all_copies_are_learnt(self, train):
+        detector = Detector(variations=Variations(turn=180, draws=3), selection="full", **SMALL).fit(train)
+        assert np.unique(detector.fitted_.origins[:, 0]).tolist() == list(range(48))
 
     def test_make_turned_parts_ordinary(self, train):
         turned = [np.rot90(pixels) for pixels in train]
-        plain, rotated = (Detector(rotations=n, selection="full", **SMALL).fit(train) for n in (1, 4))
-        assert rotated.score(turned).scores.mean() < 0.5 * plain.score(turned).scores.mean()
-        assert {entry.train_id[-4:] for entry in rotated.score(turned).nearest} == {"@90°"}
+        plain, varied = (
+            Detector(variations=variations, selection="full", **SMALL).fit(train)
+            for variations in (None, Variations(turn=180, draws=7))
+        )
+        assert varied.score(turned).scores.mean() < 0.8 * plain.score(turned).scores.mean()
+        assert any("@" in entry.train_id for entry in varied.score(turned).nearest)
+
+    def test_make_another_light_ordinary(self, many):
+        """At 70 % of the light the plain detector alarms at good parts; the one that was told does not."""
+        dark = [(0.7 * pixels).astype(np.uint8) for pixels in many[12:]]
+        plain, varied = (
+            Detector(variations=variations, false_alarm_rate=0.1, **SMALL).fit(many[:12], groups="each")
+            for variations in (None, Variations(brightness=0.3))
+        )
+        assert varied.score(dark).alarms.mean() <= min(0.25, plain.score(dark).alarms.mean())
+        assert np.median(varied.score(dark).p_values) > np.median(plain.score(dark).p_values)
 
     def test_come_back_from_a_file(self, train, tmp_path):
-        detector = Detector(rotations=2, **SMALL).fit(train)
+        detector = Detector(variations=Variations(noise=0.02, draws=1), **SMALL).fit(train)
         loaded = Detector.load(detector.save(tmp_path / "model.safetensors"))
-        assert loaded.rotations == 2
+        assert loaded.variations == Variations(noise=0.02, draws=1)
         assert loaded.score(train).to_dict() == detector.score(train).to_dict()
 
     @pytest.mark.parametrize("level", ["patch", "global"])
     def test_do_not_make_one_image_many(self, train, level, monkeypatch):
         monkeypatch.setattr(fitting, "_SAMPLE_BYTES", 1)
+        parameters = {"variations": Variations(turn=180, draws=3), "level": level, **SMALL}
         with pytest.raises(NoGoodImagesError, match=r"1 readable image\(s\) among 1 to learn from"):
-            Detector(rotations=4, level=level, **SMALL).fit(train[:1])
-        assert Detector(rotations=4, level=level, **SMALL).fit(train[:3]).n_train_ == 3
+            Detector(**parameters).fit(train[:1])
+        assert Detector(**parameters).fit(train[:3]).n_train_ == 3
 
     def test_do_not_make_equal_images_differ(self, train):
         with pytest.raises(ValueError, match=r"the training images are all the same \(3 were compared\)"):
-            Detector(rotations=4, **SMALL).fit([train[0]] * 3)
+            Detector(variations=Variations(turn=180, draws=3), **SMALL).fit([train[0]] * 3)
+
+    def test_that_were_not_kept_are_read_again(self, train, monkeypatch):
+        monkeypatch.setattr(fitting, "_HELD_BYTES", 1)
+        source = Counted(train)
+        detector = Detector(variations=Variations(brightness=0.2, draws=2), **SMALL).fit(source)
+        assert sum(source.reads) == 3 * 12 + 2 * 12 - 1  # two copies calibrate, and one was held
+        assert detector.fitted_.calibration.n == 12
 
 
 def test_the_order_of_training_images_is_shuffled_by_the_seed(train, monkeypatch):

@@ -13,8 +13,8 @@ from PIL import Image
 from anomalib_lite.images.loading import guess_value_range
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError
-from anomalib_lite.images.rotation import RotatedSource
 from anomalib_lite.images.sources import OVERLAYS_MARK, ImageSource, list_images, open_source
+from anomalib_lite.images.variations import Variations, VariedSource
 
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
@@ -232,7 +232,7 @@ def test_what_is_not_shown_of_an_image_is_noted_by_its_id(tmp_path):
         source = open_source(images, twelve_bits)
         assert [source.read(i)[0, 0, 0] for i in range(2)] == [255, 156]
         assert source.notes == {source.ids[0]: "values from 5000 to 5000 leave the range 0 to 4095, and are clipped"}
-        assert RotatedSource(source, 2).notes is source.notes
+        assert VariedSource(source, Variations(turn=180, draws=1)).notes is source.notes
     plain = open_source(tmp_path)
     assert plain.read(0)[0, 0, 0] == 19
     assert plain.notes == {}
@@ -277,7 +277,7 @@ class TestGuessedRange:
         assert guess_value_range(open_source([rgba])) == (0, 1023)
 
     def test_of_a_source_of_ones_own_nothing_is_known(self, synthetic_set):
-        assert guess_value_range(RotatedSource(open_mvtec(synthetic_set).train, 2)) is None
+        assert guess_value_range(VariedSource(open_mvtec(synthetic_set).train, Variations(turn=180))) is None
 
 
 def test_one_bad_array_in_a_list_is_unreadable_by_its_id():

@@ -39,7 +39,6 @@ class TestBank:
         assert scorer.bank_.shape == (40, 6)
         assert len(set(scorer.bank_rows_)) == 40
         assert np.array_equal(scorer.bank_, good[scorer.bank_rows_])
-        assert np.array_equal(scorer.bank_groups_, groups[scorer.bank_rows_])
         distances = np.linalg.norm(good[:, None] - scorer.bank_[None], axis=2).min(axis=1)
         assert scorer.covering_radius_ == pytest.approx(distances.max(), rel=1e-4)
 
@@ -54,28 +53,37 @@ class TestBank:
         assert not np.array_equal(banks[0], banks[2])
 
 
-class TestScoreExcluding:
-    def test_equals_leaving_each_image_out(self, good):
-        groups = np.repeat(np.arange(10), 30)
-        good = good + 0.5 * np.random.default_rng(2).normal(size=(10, 6)).astype(np.float32)[groups]
-        scorer = KNNScorer(selection="full", k=2).fit(good, groups)
-        expected = np.concatenate(
-            [KNNScorer(selection="full", k=2).fit(good[groups != g]).score(good[groups == g]) for g in range(10)]
-        )
-        scores = scorer.score_excluding(good, groups)
-        assert scores == pytest.approx(expected, rel=1e-4)
-        assert (scores > scorer.score(good)).all()  # an image in its own bank finds itself
+class TestLocalUnits:
+    """Where good rows are rare and far apart, a new one may be farther off."""
 
-    def test_averages_fewer_neighbours_when_an_image_owns_the_bank(self, good):
-        groups = np.zeros(300, dtype=int)
-        groups[-1] = 1
-        scores = KNNScorer(selection="full", k=3).fit(good, groups).score_excluding(good, groups)
-        assert scores[:-1] == pytest.approx(np.linalg.norm(good[:-1] - good[-1], axis=1), rel=1e-4)
+    @pytest.fixture
+    def dense_and_sparse(self):
+        rng = np.random.default_rng(0)
+        dense, sparse = rng.normal(size=(60, 2)), 4 * rng.normal(size=(60, 2)) + [100, 0]
+        return np.concatenate([dense, sparse]).astype(np.float32)
 
-    def test_one_image_has_nothing_to_compare_with(self, good):
-        groups = np.zeros(300, dtype=int)
-        with pytest.raises(ValueError, match="all bank rows are of one image"):
-            KNNScorer().fit(good, groups).score_excluding(good, groups)
+    def test_follow_the_spacing_of_the_bank(self, dense_and_sparse):
+        near_dense, near_sparse = [[0, 8]], [[100, 32]]  # eight deviations off, each
+        plain, local = (KNNScorer(local=value, k=1).fit(dense_and_sparse) for value in (0, 1))
+        assert plain.score(near_sparse)[0] > 2.5 * plain.score(near_dense)[0]
+        assert local.score(near_sparse)[0] < 1.7 * local.score(near_dense)[0]
+
+    def test_none_is_the_plain_distance(self, dense_and_sparse):
+        queries = np.random.default_rng(1).normal(size=(20, 2)).astype(np.float32) * 40
+        distances = np.sort(np.linalg.norm(queries[:, None] - dense_and_sparse[None], axis=2), axis=1)[:, :2]
+        for scorer in (KNNScorer(local=0), KNNScorer(local=1, selection="full")):
+            assert scorer.fit(dense_and_sparse).score(queries) == pytest.approx(distances.mean(axis=1), rel=1e-3)
+
+    def test_distances_to_the_nearest_stay_distances(self, dense_and_sparse):
+        _, nearest, distances = KNNScorer(local=1).fit(dense_and_sparse).score_and_nearest(np.array([[100.0, 32.0]]))
+        expected = np.linalg.norm(dense_and_sparse - [100, 32], axis=1)
+        assert nearest[0] == expected.argmin()
+        assert distances[0] == pytest.approx(expected.min(), rel=1e-3)
+
+    def test_rows_that_coincide_make_nothing_infinite(self):
+        X = np.repeat(np.random.default_rng(0).normal(size=(8, 3)), 6, axis=0)
+        for rows in (X, np.append(X, X[:1] + 5, axis=0)):
+            assert np.isfinite(KNNScorer().fit(rows).score(X + 1)).all()
 
 
 def test_state_restores_the_very_same_scores(good):
@@ -83,7 +91,6 @@ def test_state_restores_the_very_same_scores(good):
     scorer = KNNScorer(bank_size=50, k=3, random_state=5).fit(good, groups)
     restored = KNNScorer.from_state(scorer.parameters(), scorer.state())
     assert np.array_equal(restored.score(new_rows()), scorer.score(new_rows()))
-    assert np.array_equal(restored.score_excluding(good, groups), scorer.score_excluding(good, groups))
     assert restored.parameters() == scorer.parameters()
     assert restored.covering_radius_ == scorer.covering_radius_
 
@@ -93,6 +100,7 @@ class TestErrors:
         ("parameters", "message"),
         [
             ({"selection": "best"}, "selection='best'; choose 'k-center', 'random' or 'full'"),
+            ({"local": 1.5}, "local=1.5 says how far the unit of distance follows the bank, from 0 to 1"),
             ({"k": 0}, "at least 1, got bank_size=4096, k=0"),
             ({"bank_size": 0}, "at least 1, got bank_size=0"),
             ({"k": 5, "bank_size": 4}, "k=5 neighbours wanted from a bank of 4"),
@@ -109,10 +117,8 @@ class TestErrors:
             KNNScorer(k=2, bank_size=10).fit(np.ones((30, 4)))
 
     def test_groups_that_do_not_match_the_rows(self, good):
-        scorer = KNNScorer().fit(good)
-        for use in (scorer.fit, scorer.score_excluding):
-            with pytest.raises(ValueError, match=r"300 are needed, got shape \(299,\)"):
-                use(good, np.arange(299))
+        with pytest.raises(ValueError, match=r"300 are needed, got shape \(299,\)"):
+            KNNScorer().fit(good, np.arange(299))
 
 
 FACTORIES = {

@@ -207,8 +207,8 @@ class DriftMonitor:
         if self.direction == "down":
             return (
                 f"{seen} lower than good images do. A camera out of focus, a frozen picture or something in front of "
-                "the lens does that, and defects are missed then: look at the pictures. If they are as they should be, the "
-                "threshold is too high: `recalibrate` with fresh good images, or fit again"
+                "the lens does that, and defects are missed then: look at the pictures. If they are as they should be, "
+                "the threshold is too high: `recalibrate` with fresh good images, or fit again"
             )
         if self.tolerated_defects == 0.0:
             return (

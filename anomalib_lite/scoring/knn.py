@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from anomalib_lite.scoring.base import check_fitted, check_rows, check_state, read_only
+from anomalib_lite.scoring.base import check_fitted, check_groups, check_rows, check_state, read_only
 from anomalib_lite.scoring.coreset import greedy_k_center
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
@@ -39,7 +39,7 @@ class KNNScorer:
         How far the unit of distance follows the bank: 0 is one unit everywhere; 1 measures in spacings of the bank
         where the neighbour lies (as the simplified local outlier factor does, Schubert, Zimek and Kriegel, Data Mining
         and Knowledge Discovery 28 (2014)), so that where good rows are rare and far apart a new one may be farther off.
-        Half way (the square root) ranks painted defects better on four of six... see `docs/benchmarks.md`.
+        Half way is the square root.
         For "k-center" only, which makes spacing mean something.
     random_state : int
     device : str
@@ -96,7 +96,7 @@ class KNNScorer:
         return self.bank_size if self.selection == "k-center" else None
 
     def fit(self, X: np.ndarray, groups: np.ndarray | None = None) -> KNNScorer:
-        """Fill the bank from rows `X` (n, d); `groups` (n,), the image of each row, are not needed.
+        """Fill the bank from rows `X` (n, d); `groups` (n,), the image of each row, change nothing.
 
         Raises
         ------
@@ -104,6 +104,7 @@ class KNNScorer:
             If there are fewer distinct rows than `k`, or rows are not finite.
         """
         X = check_rows(X)
+        check_groups(groups, len(X))
         if len(X) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted from {len(X)} rows; lower k or give more images")
         rows, radius = self._select(X)
@@ -114,7 +115,7 @@ class KNNScorer:
         return self
 
     def score(self, X: np.ndarray) -> np.ndarray:
-        """Anomaly scores (n,) of rows (n, d): mean distance to the k nearest, in `local` units; higher = more anomalous."""
+        """Anomaly scores (n,) of rows (n, d): mean distance to the k nearest, in `local` units; higher = odder."""
         return self.score_and_nearest(X)[0]
 
     def score_and_nearest(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
