@@ -507,7 +507,7 @@ class Detector:
             of_image = dict(zip(source.ids, names, strict=True))
             numbers = numbered([of_image[name] for name in scores.ids])
         elif len(scores) and scores.vectors is not None:
-            numbers = duplicate_groups(scores.vectors)
+            numbers = duplicate_groups(scores.vectors.copy())  # torch warns of read-only arrays
             if found := describe_groups(numbers):
                 warnings.warn(f"{found}; such pictures count as one", stacklevel=2)
         fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode)

@@ -15,7 +15,7 @@ from anomalib_lite.fitted.suspicion import far_out_limit
 
 Mode = Literal["replace", "extend"]
 
-_RECOGNISED = 0.5  # of the lowest calibration score: below it an image was learnt from, or the light is quite another
+_RECOGNISED = 0.5  # of the images: if more score so low, they were learnt from, or the light is quite another
 
 
 def recalibrated(
@@ -65,12 +65,12 @@ def doubts(fitted: Fitted, scores: np.ndarray, ids: Sequence[str]) -> list[str]:
             f"{len(far)} of {len(scores)} images are unlike the others: {named}. If they are defective, the threshold "
             "is now too high; take them out and recalibrate again"
         )
-    # A row of the bank is at no distance from itself.
-    known = int((scores < _RECOGNISED * fitted.calibration.scores[0]).sum())
-    if known:
+    # An image is near its own rows in the bank. Of fresh ones 1 in n + 1 scores below all n that calibrated.
+    known = int((scores < fitted.calibration.scores[0]).sum())
+    if known > _RECOGNISED * len(scores):
         found.append(
-            f"{known} of {len(scores)} images score far below every good image that calibrated before; if they were "
-            "learnt from, they are recognised, and new ones will alarm more often than promised"
+            f"{known} of {len(scores)} images score below every good image that calibrated before; if they were learnt "
+            "from, they are recognised, and new ones will alarm more often than promised"
         )
     return found
 
