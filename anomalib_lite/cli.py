@@ -232,6 +232,9 @@ def score(
         for i, image_id in enumerate(scores.ids):
             verdict = verdicts[i].upper() if scores.alarms[i] else verdicts[i]
             typer.echo(f"{verdict:{width}}  score {scores.scores[i]:8.4f}  p {scores.p_text(i)}  {image_id}")
+        if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
+            smallest = 1 / (scores.calibration_groups + 1)
+            typer.echo(f"p ≤ {smallest:.4f}: the smallest that {scores.calibration_groups} good images allow")
         again = verdicts.count("look again")
         typer.echo(
             f"{int(scores.alarms.sum())} of {len(scores)} images alarm (threshold {scores.threshold:.4f}, "
@@ -240,9 +243,6 @@ def score(
             + ")"
             + (f", {again} are to be looked at again (above {scores.look_again:.4f})" if scores.look_again else "")
         )
-        if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
-            smallest = 1 / (scores.calibration_groups + 1)
-            typer.echo(f"p ≤ {smallest:.4f}: the smallest that {scores.calibration_groups} good images allow")
     for image_id, note in scores.notes.items():
         typer.echo(f"note: {image_id}: {note}", err=True)
     _finish(scores.unreadable, strict)

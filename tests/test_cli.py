@@ -65,15 +65,63 @@ class TestFitAndScore:
         expected = Detector.load(model).score(data.test)
         lines = out.splitlines()
         assert code == 0
-        assert len(lines) == len(expected) + 1
-        for line, image_id, value, alarm in zip(
-            lines[:-1], expected.ids, expected.scores, expected.alarms, strict=True
-        ):
+        assert len(lines) == len(expected) + 2
+        for i, (line, alarm) in enumerate(zip(lines[:-2], expected.alarms, strict=True)):
             assert line.startswith("ALARM" if alarm else "good ")
+            assert f"p {expected.p_text(i)}  " in line
+        assert lines[-2] == "p ≤ 0.0588: the smallest that 16 good images allow"
+        assert any("p ≤ 0.0588" in line for line in lines[:-2])
+        for line, image_id, value in zip(lines, expected.ids, expected.scores, strict=False):
             assert f"{value:.4f}" in line
             assert line.endswith(image_id)
         assert lines[-1].startswith(f"{expected.alarms.sum()} of 18 images alarm")
         assert "which is not promised" in lines[-1]
+
+    def test_score_at_another_rate_or_threshold(self, run, model, data):
+        _, out, _ = run("score", model, data.test.root, "--false-alarm-rate", "0.2", "--look-again", "0.9")
+        expected = Detector.load(model).at_rate(0.2, look_again=0.9).score(data.test)
+        assert out.count("ALARM") == expected.verdicts.count("alarm")
+        assert out.count("look again  score") == expected.verdicts.count("look again")
+        assert f"{expected.verdicts.count('look again')} are to be looked at again" in out
+        _, out, _ = run("score", model, data.test.root, "--threshold", "0.001")
+        assert "18 of 18 images alarm (threshold 0.0010, false-alarm rate 1)" in out
+        code, _, err = run("score", model, data.test.root, "--threshold", "1", "--false-alarm-rate", "0.1")
+        assert (code, "give one of them" in err) == (2, True)
+        code, _, err = run("score", model, data.test.root, "--threshold", "1", "--look-again", "2")
+        assert (code, "look_again=2 is above the alarm threshold" in err) == (2, True)
+
+    def test_fit_takes_groups_variations_and_split_calibration(self, run, data, tmp_path):
+        path = tmp_path / "model.safetensors"
+        given = ("--groups", "^(..)", "--vary", "brightness=0.2,draws=1", "--calibration", "split")
+        code, _, err = run("fit", data.train.root, "-o", path, *FAST, *given)
+        assert code == 0, err
+        fitted = Detector.load(path).fitted_
+        assert fitted.train.copies == 2
+        assert len(set(fitted.train.groups.tolist())) == 2  # 000 to 009, and 010 to 015
+        assert fitted.calibration.exact
+        for flag, value, message in (
+            ("--groups", "part(.)", "finds nothing in '000.png'"),
+            ("--vary", "brigthness=0.2", "did you mean brightness?"),
+            ("--vary", "brightness=0", "varies nothing"),
+            ("--vary", "brightness=20", "brightness=20 is too much"),
+            ("--calibration", "folds", "choose 'cross' or 'split'"),
+        ):
+            code, _, err = run("fit", data.train.root, "-o", path, *FAST, flag, value)
+            assert code == 2
+            assert message in err
+
+    def test_recalibrate_writes_a_model_with_another_threshold(self, run, model, data, tmp_path):
+        path = tmp_path / "today.safetensors"
+        good = data.test.root / "good"
+        code, out, _ = run("recalibrate", model, good, "-o", path, "--groups", "each", "--false-alarm-rate", "0.2")
+        before, after = (Detector.load(name).fitted_ for name in (model, path))
+        assert code == 0
+        assert f"threshold {before.calibration.threshold:.6g} → {after.calibration.threshold:.6g}, saved to" in out
+        assert (after.calibration.n, after.calibration.false_alarm_rate) == (6, 0.2)
+        assert [record.how for record in after.history] == ["fit", "replace", "rate"]
+        code, _, err = run("recalibrate", model, data.root, "-o", path)
+        assert code == 2
+        assert "train/good" in err
 
     def test_score_prints_one_json_object(self, run, model, data, tmp_path):
         code, out, _ = run("score", model, data.test.root / "color", "--json")

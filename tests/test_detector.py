@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from anomalib_lite import Detector, fit, score
+from anomalib_lite import Detector, KNNScorer, fit, score
 from anomalib_lite.embedding.weights import WeightsError
 from anomalib_lite.files import atomic, model_file
 from anomalib_lite.files.model_file import ModelFileError
@@ -253,7 +253,7 @@ class TestNearest:
                 assert entry.distance <= scores.scores[i]
 
     def test_names_the_patch_that_scores_highest(self, fitted, stained):
-        scores = fitted().score(stained)
+        scores = fitted(scorer=KNNScorer(local=0)).score(stained)
         for i, entry in enumerate(scores.nearest):
             row, column = np.unravel_index(scores.patch_scores[i].argmax(), scores.patch_scores[i].shape)
             left, top, right, bottom = entry.box
@@ -435,7 +435,18 @@ class TestModelFile:
 
     @pytest.mark.parametrize(
         "key",
-        ["parameters", "embedder", "scorer", "grid", "top_share", "calibration", "train_ids", "unreadable", "copies"],
+        [
+            "parameters",
+            "embedder",
+            "scorer",
+            "grid",
+            "top_share",
+            "calibration",
+            "history",
+            "train_ids",
+            "unreadable",
+            "copies",
+        ],
     )
     def test_a_missing_entry(self, model, key):
         rewritten(model, lambda arrays, manifest: manifest.pop(key))
@@ -487,6 +498,15 @@ class TestModelFile:
             ("scorer.parameters", {"k": -1}),
             ("calibration", {}),
             ("calibration", {"false_alarm_rate": 2}),
+            ("calibration.fixed", "high"),
+            ("calibration.look_again", 1e300),
+            ("calibration.withheld", 3),
+            ("history", 3),
+            ("history", [{"date": "today"}]),
+            ("history", [[]]),
+            ("parameters.variations", {"brightness": 40}),
+            ("parameters.variations", "dark"),
+            ("parameters.calibration", "none"),
             ("embedder", {}),
             ("copies", 0),
             ("copies", 10**30),
@@ -527,6 +547,12 @@ class TestModelFile:
             ("train.scores", lambda a: np.full_like(a, np.nan)),
             ("train.scores", lambda a: a[:0]),
             ("train.scores", lambda a: a[:-1]),
+            ("train.groups", lambda a: a[:-1]),
+            ("train.groups", lambda a: a.astype(float)),
+            ("calibration.scores", lambda a: a * np.nan),
+            ("calibration.scores", lambda a: a[:-1]),
+            ("calibration.groups", lambda a: a.astype(float)),
+            ("calibration.groups", lambda a: a[:0]),
             ("train.calibrating", lambda a: a + 1_000),
             ("train.calibrating", lambda a: a - 1_000),
             ("train.calibrating", lambda a: a.astype(float)),

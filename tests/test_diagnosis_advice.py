@@ -9,6 +9,7 @@ from PIL import Image
 from anomalib_lite.diagnosis.advice import diagnose
 from anomalib_lite.fitted.fitting import NoGoodImagesError
 from anomalib_lite.images.synthetic import render_part
+from anomalib_lite.images.variations import Variations
 
 
 def parts(count, start=0):
@@ -84,10 +85,10 @@ def test_images_of_another_size_are_told(tmp_path):
     assert [entry.id for entry in found.unreadable] == ["broken.png"]
 
 
-def test_rotated_copies_do_not_mix_up_the_sizes(tmp_path):
+def test_varied_copies_do_not_mix_up_the_sizes(tmp_path):
     for i, image in enumerate(parts(6)):
         Image.fromarray(image).resize((64, 48) if i == 5 else (64, 64)).save(tmp_path / f"{i}.png")
-    found = diagnose(tmp_path, image_size=64, rotations=2)
+    found = diagnose(tmp_path, image_size=64, variations=Variations(turn=180, draws=1))
     assert found.sizes == [((64, 64), 5), ((48, 64), 1)]
 
 
@@ -115,3 +116,45 @@ def test_three_real_defects_are_among_the_five_most_suspicious(real_data, real_w
     assert {f"defect_{kind}.png" for kind in ("broken_large", "broken_small", "contamination")} <= set(
         found.suspicious.ids[:5]
     )
+
+
+class TestBatches:
+    """False alarms of every day at a threshold learnt from the others."""
+
+    @pytest.fixture
+    def days(self, tmp_path):
+        for number, image in enumerate(parts(30)):
+            day = ("monday", "tuesday", "wednesday")[number % 3]
+            if day == "wednesday":
+                image = (0.3 * image).astype(np.uint8)
+            (tmp_path / day).mkdir(exist_ok=True)
+            Image.fromarray(image).save(tmp_path / day / f"{number:02d}.png")
+        return tmp_path
+
+    def test_find_the_day_that_is_unlike_the_others(self, days):
+        found = diagnose(days, image_size=64, false_alarm_rate=0.1)
+        observed = {batch.name: (batch.n_images, batch.direction) for batch in found.batches}
+        assert observed["wednesday"] == (10, "above")
+        assert {observed[day][1] for day in ("monday", "tuesday")} <= {"within", "below"}
+        assert "False alarms by batch" in found.advice()
+        assert "another day is not like these" in found.advice()
+        assert [entry["name"] for entry in found.to_dict()["batches"]] == ["monday", "tuesday", "wednesday"]
+        # What the fit itself promises is not changed by the table.
+        assert "30" in found.calibration
+
+    def test_are_those_that_are_said(self, days):
+        found = diagnose(days, image_size=64, groups=lambda name: int(name[-5]) % 2)
+        assert [batch.name for batch in found.batches] == ["0", "1"]
+        assert diagnose(days, image_size=64, groups="each").batches == []
+
+    def test_one_folder_is_no_table(self):
+        found = diagnose(parts(8), image_size=64)
+        assert found.batches == []
+        assert "by batch" not in found.advice()
+
+
+def test_says_what_the_images_do_not_differ_in():
+    images = [np.clip(part * light, 0, 255).astype(np.uint8) for part, light in zip(parts(8), [1.0] * 8, strict=True)]
+    advice = diagnose(images, image_size=64).advice()
+    assert "Contrast" in advice or "contrast" in advice
+    assert "variations=Variations(" in advice

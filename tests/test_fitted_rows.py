@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from anomalib_lite import Detector
-from anomalib_lite.fitted.rows import RowCollector, RowSelection
+from anomalib_lite.fitted.rows import FoldedRows, RowCollector, RowSelection
 from anomalib_lite.images.synthetic import render_part
 
 
@@ -162,3 +162,46 @@ class TestFullBank:
         monkeypatch.setattr("anomalib_lite.fitted.fitting.available_bytes", lambda: 1000)
         with pytest.raises(ValueError, match=r"a bank of all 512 rows takes about .* choose selection='k-center'"):
             Detector(image_size=64, selection="full").fit(parts)
+
+
+class TestFoldedRows:
+    """What is kept of one fold does not hang on another, so that it may be left out."""
+
+    @staticmethod
+    def filled(blocks, **parameters):
+        collected = FoldedRows(2, **parameters)
+        for image, (fold, rows) in enumerate(blocks):
+            collected.add(rows, image, np.arange(len(rows)), fold)
+        return collected.rows(np.array([fold for fold, _ in blocks]))
+
+    @pytest.mark.parametrize("budget", [60, 10_000])
+    def test_a_fold_is_thinned_as_if_it_were_alone(self, budget):
+        rng = np.random.default_rng(0)
+        blocks = [(i % 2, rng.normal(size=(20, 3)).astype(np.float32)) for i in range(10)]
+        rows, origins = self.filled(blocks, budget=2 * budget, coreset_size=30)
+        mine = origins[:, 0] % 2 == 0
+        assert (mine.sum(), (~mine).sum()) == (15, 15)  # half the bank each
+        blocks = [(fold, rows if fold == 0 else 100 * rows) for fold, rows in blocks]
+        again, their_origins = self.filled(blocks, budget=2 * budget, coreset_size=30)
+        assert np.array_equal(again[their_origins[:, 0] % 2 == 0], rows[mine])
+
+    def test_images_may_change_their_fold_at_the_end(self):
+        blocks = [(i % 2, np.full((3, 2), i, dtype=np.float32)) for i in range(4)]
+        collected = FoldedRows(2, None, coreset_size=100)
+        for image, (fold, rows) in enumerate(blocks):
+            collected.add(rows, image, np.arange(3), fold)
+        rows, origins = collected.rows(np.array([0, 0, 0, 1]))
+        assert origins[:, 0].tolist() == [0] * 3 + [2] * 3 + [1] * 3 + [3] * 3
+        assert np.array_equal(rows[:, 0], origins[:, 0])
+
+    def test_what_is_thinned_at_random_is_one(self):
+        blocks = [(i % 2, np.full((50, 2), i, dtype=np.float32)) for i in range(10)]
+        rows, origins = self.filled(blocks, budget=100, coreset_size=None)
+        assert 20 < len(rows) <= 100
+        assert np.array_equal(rows[:, 0], origins[:, 0])
+
+    def test_an_image_of_which_nothing_is_kept(self):
+        blocks = [(0, np.empty((0, 2), np.float32)), (1, np.eye(3, 2, dtype=np.float32))]
+        rows, origins = self.filled(blocks, budget=9, coreset_size=4)
+        assert len(rows) == 2
+        assert set(origins[:, 0]) == {1}

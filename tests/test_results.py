@@ -43,7 +43,7 @@ def read_csv(path):
 class TestCSV:
     def test_has_a_line_per_image(self, tmp_path):
         rows = read_csv(make_scores().to_csv(tmp_path / "scores.csv"))
-        assert list(rows[0]) == ["id", "score", "p_value", "alarm", "unreadable"]
+        assert list(rows[0]) == ["id", "score", "p_value", "alarm", "verdict", "unreadable"]
         assert [row["id"] for row in rows] == ["good/a.png", "bad/b.png", "bad/c.png", "bad/d.png"]
         assert [float(row["score"]) for row in rows[:3]] == [1.0, 2.0, 3.0]
         assert [float(row["p_value"]) for row in rows[:3]] == pytest.approx([0.9, 0.455, 0.01])
@@ -53,6 +53,7 @@ class TestCSV:
             "score": "",
             "p_value": "",
             "alarm": "",
+            "verdict": "no verdict",
             "unreadable": "d.png: empty (0 bytes)",
         }
 
@@ -136,17 +137,19 @@ class TestDict:
             "score": 3.0,
             "p_value": 0.01,
             "alarm": True,
+            "verdict": "alarm",
             "nearest": {"box": [0, 0, 10, 10], "train_id": "2.png", "train_box": [10, 10, 20, 20], "distance": 2.5},
         }
         assert result["unreadable"] == [{"index": 3, "id": "bad/d.png", "reason": "d.png: empty (0 bytes)"}]
         # What is left out are the maps and what only drawings need.
         told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
+        verdicts = {"look_again", "calibration_groups"}  # the latter as the smallest p-value
         maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading"}
-        assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | maps
+        assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | verdicts | maps
 
     def test_other_scorers_have_no_nearest(self):
-        assert set(make_scores().to_dict()["images"][0]) == {"id", "score", "p_value", "alarm"}
+        assert set(make_scores().to_dict()["images"][0]) == {"id", "score", "p_value", "alarm", "verdict"}
 
     def test_length_is_the_number_of_readable_images(self):
         assert len(make_scores()) == 3

@@ -96,7 +96,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     intake = Intake()
     stream = intake.readable(embed(images.learnt))
     scorer = plan.make_scorer()
-    least = least_images(scorer)
+    least = _least(least_images(scorer), plan)
     sample = _first(stream, _SAMPLE_BYTES, least, images)
     images.require_enough(sample, intake, least)
     grid = sample[0].embedding.shape[:2]
@@ -170,7 +170,7 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     intake = Intake()
     learnt = list(intake.readable(embed(images.learnt)))
     # Calibration leaves one out, and what is left has to vary.
-    images.require_enough(learnt, intake, 3)
+    images.require_enough(learnt, intake, _least(3, plan))
     for image in learnt:
         images.see(image)
     images.put_twins_together()
@@ -379,6 +379,11 @@ class _Images:
 def _keep_worst(scores: dict[int, float], number: int, score: float) -> None:
     """Keep the largest score of the copies of an image."""
     scores[number] = max(score, scores.get(number, score))
+
+
+def _least(images: int, plan: Plan) -> int:
+    """Images to learn from where, one left out, so many are needed."""
+    return images if plan.calibration == "cross" else max(images - 1, 1)
 
 
 def _held_out(groups: np.ndarray, plan: Plan) -> np.ndarray:

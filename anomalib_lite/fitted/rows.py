@@ -122,6 +122,8 @@ class RowCollector:
         return rows, origins
 
     def _append(self, rows: np.ndarray, origins: np.ndarray) -> None:
+        if not len(rows):
+            return
         end = self._count + len(rows)
         if end > len(self._rows):
             # Without a budget the block doubles, so that every row is moved once or twice.

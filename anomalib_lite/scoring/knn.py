@@ -165,6 +165,8 @@ class KNNScorer:
             return None
         spacing = self._index.search(bank, min(_SPACING + 1, len(bank)))[0][:, 1:].mean(axis=1)
         usual = float(np.median(spacing))
+        if not np.isfinite(usual):
+            raise ValueError("the bank's rows are too far apart for their distances to be numbers")
         # Rows that coincide have no spacing; they may not make everything else infinitely far.
         return None if usual == 0 else (np.maximum(spacing / usual, _LEAST_UNIT) ** self.local).astype(np.float32)
 
