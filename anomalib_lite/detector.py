@@ -7,6 +7,7 @@ embedder.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import os
 import warnings
@@ -16,29 +17,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level, weights_of
+from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
 from anomalib_lite.embedding.streaming import EmbeddedImage, Intake, OnUnreadable, embed_source
-from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
+from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
-from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.fitted import recalibration
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
 from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
 from anomalib_lite.fitted.rows import RowSelection
-from anomalib_lite.fitted.storing import from_arrays, to_arrays
+from anomalib_lite.fitted.storing import to_arrays
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
-from anomalib_lite.machine.hardware import pick_device, pick_dtype
+from anomalib_lite.opening import open_model
 from anomalib_lite.results import Scores
-from anomalib_lite.scoring import SCORERS, Scorer, ScorerName, make_scorer
+from anomalib_lite.scoring import Scorer, ScorerName, make_scorer
 from anomalib_lite.scoring.knn import Selection
 from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
@@ -624,10 +623,6 @@ class Detector:
         WeightsError
             If the backbone's weights cannot be had.
         """
-        arrays, values = model_file.load_file(path)
-        name = Path(path).name
-        # What is wrong with these is not the fault of the file.
-        pick_dtype(dtype or "auto", pick_device(device or "auto"))
         given = {
             "device": device,
             "dtype": dtype,
@@ -635,46 +630,10 @@ class Detector:
             "workers": workers,
             "max_pixels": max_pixels,
         }
-        backbone = {
-            key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
-            for key in [key for key in arrays if key.startswith("backbone.")]
-        }
-        try:
-            parameters = {**values["parameters"], **{key: value for key, value in given.items() if value is not None}}
-            lacking = inspect.signature(cls).parameters.keys() - parameters.keys() - {"weights", "progress"}
-            if lacking:
-                raise KeyError(*lacking)
-            if device is None:
-                parameters["device"] = _usable(parameters["device"])
-            if dtype is None and parameters["dtype"] == "auto" and values["embedder"]["dtype"] == "float32":
-                parameters["dtype"] = "float32"
-            if isinstance(parameters["value_range"], list):
-                parameters["value_range"] = tuple(parameters["value_range"])
-            if parameters["variations"] is not None:
-                parameters["variations"] = Variations(**parameters["variations"])
-            if isinstance(parameters["scorer"], dict):
-                parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
-            fitted = from_arrays(arrays, values, device=parameters["device"])
-            given_weights = weights_of(parameters["backbone"], weights, download=download)
-            own = StoredWeights(backbone) if backbone and weights is None else given_weights
-            detector = cls(**parameters, weights=own, progress=progress)
-            shape = detector.embedder.output_shape
-            if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
-                raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
-            fingerprint = str(values["embedder"]["fingerprint"])
-        except WeightsError as error:
-            if not backbone or weights is not None:
-                raise
-            raise ModelFileError(f"{name} is damaged: {error}") from error
-        except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
-            raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error!r})") from error
-        if detector.embedder.fingerprint != fingerprint:
-            raise ModelFileError(
-                f"{name} was fitted with other weights of {parameters['backbone']} than those given: scores would be "
-                f"meaningless (fingerprint {fingerprint[:12]}…, given {detector.embedder.fingerprint[:12]}…). Give the "
-                "same weights file, or fit again"
-            )
-        detector._fitted, detector._with_backbone = fitted, bool(backbone)
+        names = inspect.signature(cls).parameters.keys() - {"weights", "progress"}
+        make = functools.partial(cls, progress=progress)
+        detector, fitted, with_backbone = open_model(path, make, names, weights=weights, download=download, given=given)
+        detector._fitted, detector._with_backbone = fitted, with_backbone
         return detector
 
 
@@ -694,12 +653,3 @@ def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool =
 def score(detector: Detector, images: Any) -> Scores:
     """Score new images with a fitted detector; the same as `detector.score(images)`."""
     return detector.score(images)
-
-
-def _usable(device: str) -> str:
-    """The device asked for at the fit, or "auto" where this machine lacks it."""
-    try:
-        pick_device(device)
-    except ValueError:
-        return "auto"
-    return device

@@ -289,6 +289,14 @@ class TestGroups:
         with pytest.raises(NoGoodImagesError, match=r"2 images of 1 group\(s\) can be read"):
             Detector(**SMALL).fit([train[0], train[1], broken], groups=[0, 0, 1])
 
+    def test_an_image_of_which_nothing_is_learnt_calibrates_too(self, train, monkeypatch):
+        monkeypatch.setattr(fitting, "_HELD_BYTES", 1)
+        noise = np.random.default_rng(0).integers(0, 255, train[0].shape, dtype=np.uint8)
+        fitted = Detector(trim=1 / 7, **SMALL).fit([*train[:6], noise], groups="each").fitted_
+        assert not (fitted.origins[:, 0] == 6).any()
+        assert fitted.calibration.n == 7
+        assert max(fitted.train_scores, key=fitted.train_scores.get) == 6
+
 
 class TestSplit:
     """Images that calibrate are never learnt: then the promise is exact."""

@@ -59,6 +59,12 @@ class TestLeftOut:
         next(found)
         assert len(made) == 1
 
+    def test_a_fold_of_which_nothing_was_learnt_is_new_to_all(self):
+        """All of its rows were trimmed away; its images calibrate all the same."""
+        fold = np.array([0, 0, 2, 2])
+        found = dict(left_out(Recorder, np.ones((4, 1)), fold, np.arange(4), wanted=np.array([2, 1, 0])))
+        assert {number: scorer.seen for number, scorer in found.items()} == {0: {2, 3}, 1: {0, 1, 2, 3}, 2: {0, 1}}
+
     def test_one_fold_leaves_nothing(self):
         with pytest.raises(ValueError, match="two images are needed to score one without having learnt from it"):
             next(left_out(Recorder, np.ones((4, 1)), np.zeros(4, dtype=int), np.arange(4)))

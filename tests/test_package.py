@@ -17,7 +17,7 @@ FLOORS = [
     ["diagnosis", "supervised"],
     ["evaluation"],
     ["detector"],
-    ["results"],
+    ["results", "opening"],
     ["plotting", "fitted"],
     ["scoring", "embedding"],
     ["images"],

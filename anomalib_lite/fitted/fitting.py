@@ -14,18 +14,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 
 from anomalib_lite.embedding.streaming import EmbeddedImage, Intake
-from anomalib_lite.fitted.calibration import Calibration, images_needed
+from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
-from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups, too_many_twins
+from anomalib_lite.fitted.duplicates import describe_groups, too_many_twins
 from anomalib_lite.fitted.folds import assign_folds, left_out
 from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.fitted.roles import Roles
 from anomalib_lite.fitted.rows import FoldedRows, RowSelection
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.machine.memory import available_bytes
@@ -38,12 +38,6 @@ _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
 # At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
 _GLOBAL_FOLDS = 10
-# Of the copies of an image under the declared variations, so many calibrate it, by the worst score. With one, three of
-# bottle's 20 good test images alarm at 5 % when the light is at the end of its range (20 % up), with two one does.
-_WORST_OF = 2
-# Of the groups, at least and at most so many are held out by "split".
-_LEAST_HELD_OUT, _MOST_HELD_OUT = 0.25, 0.5
-
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
 CalibrationKind = Literal["cross", "split"]
 
@@ -92,26 +86,26 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     ValueError
         If the images are all the same, or all rows are to be kept and do not fit into memory.
     """
-    images = _Images(ids, plan)
+    roles = _roles(ids, plan)
     intake = Intake()
-    stream = intake.readable(embed(images.learnt))
+    stream = intake.readable(embed(roles.learnt))
     scorer = plan.make_scorer()
     least = _least(least_images(scorer), plan)
-    sample = _first(stream, _SAMPLE_BYTES, least, images)
-    images.require_enough(sample, intake, least)
+    sample = _first(stream, _SAMPLE_BYTES, least, roles)
+    _require_enough(roles, sample, intake, least)
     grid = sample[0].embedding.shape[:2]
     X = np.concatenate([image.rows for image in sample])
     reduction = plan.make_reduction(min(X.shape)).fit(X)
     selection = plan.selection
     if selection.trim:
-        groups = np.repeat([images.group(image.index) for image in sample], grid[0] * grid[1])
+        groups = np.repeat([roles.group(image.index) for image in sample], grid[0] * grid[1])
         selection = selection.learn(reduction.transform(X), groups)
     del X
 
     if scorer.max_rows is None:
-        _require_memory(len(images.learnt) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
+        _require_memory(len(roles.learnt) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
     collected = FoldedRows(
-        int(images.folds.max()) + 1,
+        int(roles.folds.max()) + 1,
         scorer.max_rows,
         coreset_size=coreset_size(scorer),
         random_state=plan.random_state,
@@ -120,16 +114,16 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     held_bytes = 0
     for image in _emptying(sample, stream):
         rows = reduction.transform(image.rows)
-        kept = selection.kept(rows, images.group(image.index))
-        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept, images.fold(image.index))
-        images.see(image)
-        if images.calibrates(image.index) and held_bytes < _HELD_BYTES:
+        kept = selection.kept(rows, roles.group(image.index))
+        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept, roles.fold(image.index))
+        roles.see(image.index, image.whole)
+        if plan.calibration == "cross" and roles.calibrates(image.index) and held_bytes < _HELD_BYTES:
             held[image.index] = rows
             held_bytes += rows.nbytes
 
-    images.put_twins_together()
-    X, origins = collected.rows(np.repeat(images.folds, plan.copies))
-    groups = images.groups[origins[:, 0] // plan.copies]
+    roles.put_twins_together()
+    X, origins = collected.rows(np.repeat(roles.folds, plan.copies))
+    groups = roles.groups[origins[:, 0] // plan.copies]
     scorer.fit(X, groups)
     train_scores: dict[int, float] = {}
 
@@ -137,23 +131,25 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         _keep_worst(train_scores, index // plan.copies, image_score(unseen.score(rows), plan.top_share))
 
     if plan.calibration == "split":
-        for image in intake.readable(embed(images.held_out)):
-            images.see(image)
+        for image in intake.readable(embed(roles.held_out)):
+            roles.see(image.index, image.whole)
             calibrate(scorer, reduction.transform(image.rows), image.index)
-        images.put_twins_together()
+        roles.put_twins_together()
     else:
-        rest = [index for index in intake.sizes if images.calibrates(index) and index not in held]
-        rest.sort(key=images.fold)
+        rest = [index for index in intake.sizes if roles.calibrates(index) and index not in held]
+        rest.sort(key=roles.fold)
         again = Intake().readable(embed(np.array(rest))) if rest else iter(())
-        by_fold = groupby(again, key=lambda image: images.fold(image.index))
-        for fold, unseen in left_out(plan.make_scorer, X, images.folds[origins[:, 0] // plan.copies], groups):
-            for index in [index for index in held if images.fold(index) == fold]:
+        waiting = next(again, None)
+        folds = roles.folds[origins[:, 0] // plan.copies]
+        wanted = np.array([roles.fold(index) for index in (*held, *rest)])
+        for fold, unseen in left_out(plan.make_scorer, X, folds, groups, wanted=wanted):
+            for index in [index for index in held if roles.fold(index) == fold]:
                 calibrate(unseen, held.pop(index), index)
-            if any(images.fold(index) == fold for index in rest):
-                for image in next(by_fold, (fold, iter(())))[1]:
-                    calibrate(unseen, reduction.transform(image.rows), image.index)
+            while waiting is not None and roles.fold(waiting.index) == fold:
+                calibrate(unseen, reduction.transform(waiting.rows), waiting.index)
+                waiting = next(again, None)
     del X
-    return images.finished(intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
+    return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
 
 
 def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -166,17 +162,17 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     ValueError
         If the images are all the same.
     """
-    images = _Images(ids, plan)
+    roles = _roles(ids, plan)
     intake = Intake()
-    learnt = list(intake.readable(embed(images.learnt)))
+    learnt = list(intake.readable(embed(roles.learnt)))
     # Calibration leaves one out, and what is left has to vary.
-    images.require_enough(learnt, intake, _least(3, plan))
+    _require_enough(roles, learnt, intake, _least(3, plan))
     for image in learnt:
-        images.see(image)
-    images.put_twins_together()
+        roles.see(image.index, image.whole)
+    roles.put_twins_together()
     X = np.stack([image.embedding for image in learnt])
     index = np.array([image.index for image in learnt])
-    groups = images.groups[index // plan.copies]
+    groups = roles.groups[index // plan.copies]
 
     def make() -> _Pipeline:
         return _Pipeline(plan.make_reduction(X.shape[1]), plan.make_scorer())
@@ -189,23 +185,20 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     fitted = make().fit(X[rows], groups[rows])
     train_scores: dict[int, float] = {}
     if plan.calibration == "split":
-        for image in intake.readable(embed(images.held_out)):
-            images.see(image)
+        for image in intake.readable(embed(roles.held_out)):
+            roles.see(image.index, image.whole)
             _keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.rows)[0]))
-        images.put_twins_together()
+        roles.put_twins_together()
     else:
         # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
         fold = assign_folds(groups, _GLOBAL_FOLDS, random_state=plan.random_state)
-        calibrating = np.array([images.calibrates(i) for i in index.tolist()], dtype=bool)
-        for number, unseen in left_out(make, X[rows], fold[rows], groups[rows]):
+        calibrating = np.array([roles.calibrates(i) for i in index.tolist()], dtype=bool)
+        for number, unseen in left_out(make, X[rows], fold[rows], groups[rows], wanted=fold[calibrating]):
             mine = np.flatnonzero(calibrating & (fold == number))
-            if len(mine):
-                for image, score in zip(
-                    (index[mine] // plan.copies).tolist(), unseen.score(X[mine]).tolist(), strict=True
-                ):
-                    _keep_worst(train_scores, image, score)
+            for i, score in zip(mine.tolist(), unseen.score(X[mine]).tolist(), strict=True):
+                _keep_worst(train_scores, int(index[i]) // plan.copies, score)
     origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
-    return images.finished(intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
+    return _finished(plan, ids, roles, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
 
 
 class _Pipeline:
@@ -224,155 +217,91 @@ class _Pipeline:
         return self.scorer.score(self.reduction.transform(X))
 
 
-class _Images:
-    """The images of a fit: which are learnt and which calibrate, in what order, group and fold.
-
-    An *index* counts copies, an image's number is index // copies.
-
-    Attributes
-    ----------
-    learnt, held_out : int (m,), indices in random order, so that the first of them are a random sample
-    groups, folds : int (n,), of the images
-    """
-
-    def __init__(self, ids: Sequence[str], plan: Plan):
-        self.ids, self.plan = ids, plan
-        n = len(ids) // plan.copies
-        rng = np.random.default_rng(plan.random_state)
-        order = rng.permutation(len(ids))
-        self.groups = np.arange(n) if plan.groups is None else plan.groups
-        # Of each image (n, m), the copies that it is calibrated by; at random, every copy as often as any other.
-        self._copies = rng.permuted(np.tile(np.arange(plan.copies), (n, 1)), axis=1)[:, :_WORST_OF]
-        self._calibrating: set[int] = set()
-        out = np.zeros(n, dtype=bool)
-        if plan.calibration == "split":
-            out = np.isin(self.groups, _held_out(self.groups, plan))
-        self.learnt = order[~out[order // plan.copies]]
-        self.held_out = np.array([i for i in order.tolist() if out[i // plan.copies] and self.calibrates(i)], dtype=int)
-        self.folds = assign_folds(self.groups, random_state=plan.random_state)
-        self._vectors: dict[int, np.ndarray] = {}  # of each image: whether some show one part
-        self._parts: np.ndarray | None = None
-
-    def group(self, index: int) -> int:
-        return int(self.groups[index // self.plan.copies])
-
-    def fold(self, index: int) -> int:
-        return int(self.folds[index // self.plan.copies])
-
-    def calibrates(self, index: int) -> bool:
-        """Whether its image is calibrated by this copy; so many images are, the first that are asked for."""
-        number, copy = divmod(index, self.plan.copies)
-        if not (self._copies[number] == copy).any():
-            return False
-        if number not in self._calibrating and len(self._calibrating) < self.plan.calibration_images:
-            self._calibrating.add(number)
-        return number in self._calibrating
-
-    def see(self, image: EmbeddedImage) -> None:
-        """Keep what tells whether two images show one part; of so many as calibrate, since time grows quadratically."""
-        number, copy = divmod(image.index, self.plan.copies)
-        as_it_is = copy == 0 or self.plan.calibration == "split"
-        if as_it_is and number not in self._vectors and len(self._vectors) < self.plan.calibration_images:
-            self._vectors[number] = image.whole
-
-    def put_twins_together(self) -> None:
-        """Images that show one part become one group, unless the groups were given."""
-        numbers = np.array(list(self._vectors), dtype=np.int64)
-        self._parts = parts = duplicate_groups(np.stack(list(self._vectors.values())))
-        if self.plan.groups is not None:
-            return
-        first = numbers[np.unique(parts, return_index=True)[1]][parts]
-        self.groups, self.folds = self.groups.copy(), self.folds.copy()
-        self.groups[numbers] = self.groups[first]
-        self.folds[numbers] = self.folds[first]
-        present = np.unique(self.folds[numbers])
-        if len(present) == 1 and len(np.unique(first)) > 1:  # the few parts there are fell into one fold
-            self.folds[numbers] = assign_folds(self.groups[numbers], random_state=self.plan.random_state)
-
-    def require_enough(self, images: list[EmbeddedImage], intake: Intake, least: int) -> None:
-        """Refuse too few images or groups, and images that are all the same; varied copies do not count."""
-        copies = self.plan.copies
-        n_images, n_groups = len({i.index // copies for i in images}), len({self.group(i.index) for i in images})
-        if n_images < least:
-            reasons = [entry.reason for entry in intake.unreadable if entry.index % copies == 0]
-            shown = "".join(f"\n  {reason}" for reason in reasons[:5])
-            given = len(self.learnt) // copies
-            raise NoGoodImagesError(
-                f"{n_images} readable image(s) among {given} to learn from; {least} good images are the "
-                f"least, some dozens are recommended{shown and '. Unreadable:' + shown}"
-            )
-        if n_groups < least:
-            raise NoGoodImagesError(
-                f"{n_images} images of {n_groups} group(s) can be read to learn from; {least} groups are the least, "
-                "some dozens are recommended"
-            )
-        # Of many large images only a few are held; that those are the same may be chance.
-        upright = [image.embedding for image in images if image.index % copies == 0]
-        n_given = len(self.learnt)
-        if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
-            return
-        tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
-        if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
-            raise ValueError(
-                f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
-                "images vary, so give images of different parts"
-            )
-
-    def finished(
-        self,
-        intake: Intake,
-        reduction: Reduction,
-        scorer: Scorer,
-        origins: np.ndarray,
-        grid: tuple[int, int],
-        train_scores: dict[int, float],
-    ) -> Fitted:
-        """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
-        plan, copies = self.plan, self.plan.copies
-        # A file that cannot be read is one file, however often it was asked for.
-        lost = {entry.index // copies: entry for entry in reversed(intake.unreadable)}
-        unreadable = tuple(
-            UnreadableImage(number, self.ids[number * copies], lost[number].reason) for number in sorted(lost)
+def _finished(
+    plan: Plan,
+    ids: Sequence[str],
+    roles: Roles,
+    intake: Intake,
+    reduction: Reduction,
+    scorer: Scorer,
+    origins: np.ndarray,
+    grid: tuple[int, int],
+    train_scores: dict[int, float],
+) -> Fitted:
+    """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
+    copies = plan.copies
+    # A file that cannot be read is one file, however often it was asked for.
+    lost = {entry.index // copies: entry for entry in reversed(intake.unreadable)}
+    unreadable = tuple(UnreadableImage(number, ids[number * copies], lost[number].reason) for number in sorted(lost))
+    calibrating = np.array(list(train_scores), dtype=np.int64)
+    scores = np.array(list(train_scores.values()), dtype=np.float64)
+    if not len(scores):
+        raise NoGoodImagesError(
+            "none of the images held out to calibrate can be read; give more images, or calibration='cross'"
         )
-        calibrating = np.array(list(train_scores), dtype=np.int64)
-        scores = np.array(list(train_scores.values()), dtype=np.float64)
-        if not len(scores):
-            raise NoGoodImagesError(
-                "none of the images held out to calibrate can be read; give more images, or calibration='cross'"
-            )
-        train = TrainingImages(
-            ids=tuple(self.ids),
-            sizes=np.array([intake.sizes.get(i, (0, 0)) for i in range(len(self.ids))], dtype=np.int64),
-            unreadable=unreadable,
-            calibrating=calibrating,
-            scores=scores,
-            groups=numbered(self.groups.tolist()),
-            copies=copies,
+    train = TrainingImages(
+        ids=tuple(ids),
+        sizes=np.array([intake.sizes.get(i, (0, 0)) for i in range(len(ids))], dtype=np.int64),
+        unreadable=unreadable,
+        calibrating=calibrating,
+        scores=scores,
+        groups=numbered(roles.groups.tolist()),
+        copies=copies,
+    )
+    parts = roles.parts
+    withheld = ""
+    if plan.groups is None and parts is not None and too_many_twins(parts):
+        withheld = describe_groups(parts)
+    calibration = Calibration(
+        scores,
+        plan.false_alarm_rate,
+        groups=train.groups[calibrating],
+        withheld=withheld,
+        exact=plan.calibration == "split",
+    )
+    explains = isinstance(scorer, ExplainsByNeighbors)
+    return Fitted(
+        reduction=reduction,
+        scorer=scorer,
+        calibration=calibration,
+        grid=grid,
+        top_share=plan.top_share,
+        origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
+        train=train,
+        value_range=plan.value_range,
+        history=(Record.of("fit", calibration, [ids[i * copies] for i in calibrating.tolist()]),),
+        parameters=plan.parameters,
+        embedder=plan.embedder,
+    )
+
+
+def _require_enough(roles: Roles, images: list[EmbeddedImage], intake: Intake, least: int) -> None:
+    """Refuse too few images or groups, and images that are all the same; varied copies do not count."""
+    copies = roles.copies
+    n_images, n_groups = len({i.index // copies for i in images}), len({roles.group(i.index) for i in images})
+    if n_images < least:
+        reasons = [entry.reason for entry in intake.unreadable if entry.index % copies == 0]
+        shown = "".join(f"\n  {reason}" for reason in reasons[:5])
+        given = len(roles.learnt) // copies
+        raise NoGoodImagesError(
+            f"{n_images} readable image(s) among {given} to learn from; {least} good images are the "
+            f"least, some dozens are recommended{shown and '. Unreadable:' + shown}"
         )
-        parts = self._parts
-        withheld = ""
-        if plan.groups is None and parts is not None and too_many_twins(parts):
-            withheld = describe_groups(parts)
-        calibration = Calibration(
-            scores,
-            plan.false_alarm_rate,
-            groups=train.groups[calibrating],
-            withheld=withheld,
-            exact=plan.calibration == "split",
+    if n_groups < least:
+        raise NoGoodImagesError(
+            f"{n_images} images of {n_groups} group(s) can be read to learn from; {least} groups are the least, "
+            "some dozens are recommended"
         )
-        explains = isinstance(scorer, ExplainsByNeighbors)
-        return Fitted(
-            reduction=reduction,
-            scorer=scorer,
-            calibration=calibration,
-            grid=grid,
-            top_share=plan.top_share,
-            origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
-            train=train,
-            value_range=plan.value_range,
-            history=(Record.of("fit", calibration, [self.ids[i * copies] for i in calibrating.tolist()]),),
-            parameters=plan.parameters,
-            embedder=plan.embedder,
+    # Of many large images only a few are held; that those are the same may be chance.
+    upright = [image.embedding for image in images if image.index % copies == 0]
+    n_given = len(roles.learnt)
+    if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
+        return
+    tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
+    if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
+        raise ValueError(
+            f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
+            "images vary, so give images of different parts"
         )
 
 
@@ -381,26 +310,30 @@ def _keep_worst(scores: dict[int, float], number: int, score: float) -> None:
     scores[number] = max(score, scores.get(number, score))
 
 
+def _roles(ids: Sequence[str], plan: Plan) -> Roles:
+    return Roles(
+        len(ids),
+        copies=plan.copies,
+        groups=plan.groups,
+        held_out_for=plan.false_alarm_rate if plan.calibration == "split" else None,
+        calibration_images=plan.calibration_images,
+        random_state=plan.random_state,
+    )
+
+
 def _least(images: int, plan: Plan) -> int:
     """Images to learn from where, one left out, so many are needed."""
     return images if plan.calibration == "cross" else max(images - 1, 1)
 
 
-def _held_out(groups: np.ndarray, plan: Plan) -> np.ndarray:
-    """Groups that are not learnt from: as many as the rate takes, but a quarter to a half of them."""
-    names = np.random.default_rng(plan.random_state).permutation(np.unique(groups))
-    least, most = (round(share * len(names)) for share in (_LEAST_HELD_OUT, _MOST_HELD_OUT))
-    return names[: min(max(least, images_needed(plan.false_alarm_rate), 1), max(most, 1))]
-
-
-def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, images: _Images) -> list[EmbeddedImage]:
+def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, roles: Roles) -> list[EmbeddedImage]:
     """The first images of a stream, as many as fit the budget in bytes, but of `least` groups."""
     sample: list[EmbeddedImage] = []
     groups: set[int] = set()
     used = 0
     for image in stream:
         sample.append(image)
-        groups.add(images.group(image.index))
+        groups.add(roles.group(image.index))
         used += image.embedding.nbytes
         if used >= budget and len(groups) >= least:
             break

@@ -65,13 +65,17 @@ def assign_folds(groups: np.ndarray, n_folds: int | None = None, *, random_state
     return fold_of_group[of_image]
 
 
-def left_out(make: Callable[[], S], X: np.ndarray, fold: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, S]]:
-    """One fold after the other, with a scorer fitted on the rows (n, d) of all others.
+def left_out(
+    make: Callable[[], S], X: np.ndarray, fold: np.ndarray, groups: np.ndarray, *, wanted: np.ndarray | None = None
+) -> Iterator[tuple[int, S]]:
+    """One fold after the other, ascending, with a scorer fitted on the rows (n, d) of all others.
 
     Parameters
     ----------
     make : returns an unfitted scorer
     X, fold, groups : rows (n, d), the fold (n,) and the group (n,) of each
+    wanted : folds, optional
+        By default those of the rows. Of one without rows all are others.
 
     Raises
     ------
@@ -90,9 +94,10 @@ def left_out(make: Callable[[], S], X: np.ndarray, fold: np.ndarray, groups: np.
     >>> [scorer.score(X[[i]]).item() for i, scorer in left_out(DistanceToMean, X, np.arange(3), np.arange(3))]
     [3.0, 0.0, 3.0]
     """
-    present = np.unique(fold)
-    if len(present) < 2:
-        raise ValueError("all rows are of one fold: two images are needed to score one without having learnt from it")
-    for number in present.tolist():
+    for number in np.unique(fold if wanted is None else wanted).tolist():
         seen = fold != number
+        if not seen.any():
+            raise ValueError(
+                "all rows are of one fold: two images are needed to score one without having learnt from it"
+            )
         yield number, make().fit(X[seen], groups[seen])

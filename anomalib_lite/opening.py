@@ -1,0 +1,120 @@
+"""From a model file to a detector: whether what is in it fits together, and the weights are those of the fit.
+
+Nothing in the file is executed; what is malformed in it is an error that names the file, whatever went wrong.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Set
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from anomalib_lite.embedding.embedder import Embedder, weights_of
+from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
+from anomalib_lite.files import model_file
+from anomalib_lite.files.model_file import ModelFileError
+from anomalib_lite.fitted.core import Fitted
+from anomalib_lite.fitted.storing import from_arrays
+from anomalib_lite.images.variations import Variations
+from anomalib_lite.machine.hardware import pick_device, pick_dtype
+from anomalib_lite.scoring import SCORERS
+
+
+class Embedding(Protocol):
+    """What is made of the parameters in a file."""
+
+    embedder: Embedder
+
+
+D = TypeVar("D", bound=Embedding)
+
+
+def open_model(
+    path: str | os.PathLike[str],
+    make: Callable[..., D],
+    names: Set[str],
+    *,
+    weights: Weights | None,
+    download: bool,
+    given: Mapping[str, Any],
+) -> tuple[D, Fitted, bool]:
+    """Read what `Detector.save` wrote.
+
+    Parameters
+    ----------
+    path : path
+    make : makes the detector from its parameters and ``weights=``
+    names : of the parameters that must be in the file
+    weights, download : see `Detector.load`
+    given : parameters that replace those in the file unless they are None; all names in it are there
+
+    Returns
+    -------
+    The detector, its core, and whether the file holds the backbone's weights too.
+
+    Raises
+    ------
+    FileNotFoundError, ModelFileError, WeightsError
+        See `Detector.load`.
+    """
+    arrays, values = model_file.load_file(path)
+    name = Path(path).name
+    # What is wrong with these is not the fault of the file.
+    pick_dtype(given["dtype"] or "auto", pick_device(given["device"] or "auto"))
+    backbone = {
+        key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
+        for key in [key for key in arrays if key.startswith("backbone.")]
+    }
+    try:
+        parameters = _parameters(values, names, given)
+        fitted = from_arrays(arrays, values, device=parameters["device"])
+        given_weights = weights_of(parameters["backbone"], weights, download=download)
+        own = StoredWeights(backbone) if backbone and weights is None else given_weights
+        detector = make(**parameters, weights=own)
+        shape = detector.embedder.output_shape
+        if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
+            raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
+        fingerprint = str(values["embedder"]["fingerprint"])
+    except WeightsError as error:
+        if not backbone or weights is not None:
+            raise
+        raise ModelFileError(f"{name} is damaged: {error}") from error
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ModelFileError(f"{name} is damaged: something is missing or malformed in it ({error!r})") from error
+    if detector.embedder.fingerprint != fingerprint:
+        raise ModelFileError(
+            f"{name} was fitted with other weights of {parameters['backbone']} than those given: scores would be "
+            f"meaningless (fingerprint {fingerprint[:12]}…, given {detector.embedder.fingerprint[:12]}…). Give the "
+            "same weights file, or fit again"
+        )
+    return detector, fitted, bool(backbone)
+
+
+def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor's arguments: as JSON gave them back, but for those given."""
+    parameters = {**values["parameters"], **{key: value for key, value in given.items() if value is not None}}
+    if lacking := names - parameters.keys():
+        raise KeyError(*lacking)
+    if given["device"] is None:
+        parameters["device"] = _usable(parameters["device"])
+    if given["dtype"] is None and parameters["dtype"] == "auto" and values["embedder"]["dtype"] == "float32":
+        parameters["dtype"] = "float32"
+    if isinstance(parameters["value_range"], list):
+        parameters["value_range"] = tuple(parameters["value_range"])
+    if parameters["variations"] is not None:
+        parameters["variations"] = Variations(**parameters["variations"])
+    if isinstance(parameters["scorer"], dict):
+        parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
+    return parameters
+
+
+def _usable(device: str) -> str:
+    """The device asked for at the fit, or "auto" where this machine lacks it."""
+    try:
+        pick_device(device)
+    except ValueError:
+        return "auto"
+    return device
