@@ -151,19 +151,20 @@ class TestGroups:
         assert grouped.p_values(new).tolist() == plain.p_values(new).tolist()
         assert grouped.threshold == plain.threshold
 
-    def test_agree_with_the_definition(self):
-        scores, groups = tied_scores(30), np.random.default_rng(1).integers(0, 7, 30)
+    def test_one_picture_stands_for_each(self):
+        scores, groups = np.random.default_rng(0).normal(size=30), np.random.default_rng(1).integers(0, 7, 30)
         calibration = Calibration(scores, 0.2, groups=groups)
         assert (calibration.n, calibration.n_images) == (7, 30)
-        for new in np.arange(-1.0, 14.0, 0.5):
-            mass = sum(np.mean(scores[groups == g] >= new) for g in range(7))
-            assert calibration.p_values([new])[0] == pytest.approx((1 + mass) / 8, abs=1e-8)
-            if calibration.guarantee_met:
-                assert calibration.alarms([new])[0] == (calibration.p_values([new])[0] <= 0.2)
+        p = calibration.p_values(np.sort(scores) + 1e-9)
+        steps = np.sort(scores)[np.flatnonzero(np.diff(np.append(1.0, p)))]  # where a p-value falls
+        assert sorted(groups[np.flatnonzero(np.isin(scores, steps))].tolist()) == list(range(7))
+        assert set(p) <= {i / 8 for i in range(1, 9)}
+        new = np.linspace(-3, 3, 50)
+        assert calibration.alarms(new).tolist() == (calibration.p_values(new) <= 0.2).tolist()
 
-    def test_ten_tenths_are_one(self):
-        calibration = Calibration(np.arange(20.0), 0.5, groups=np.repeat([0, 1], 10))
-        assert calibration.p_values([-1.0, 10.0]).tolist() == [1.0, 2 / 3]
+    def test_too_few_let_no_picture_alarm(self):
+        calibration = Calibration(np.arange(30.0), 0.01, groups=np.repeat(np.arange(6), 5))
+        assert (calibration.threshold, calibration.guaranteed_rate) == (29.0, 1 / 7)
 
     def test_keep_the_promise_for_a_new_part_where_counting_pictures_breaks_it(self):
         rng = np.random.default_rng(5)
@@ -171,11 +172,11 @@ class TestGroups:
         for _ in range(3000):
             sizes = rng.integers(1, 7, size=12)
             groups = np.repeat(np.arange(12), sizes)
-            scores = rng.normal(size=12)[groups] + 0.1 * rng.normal(size=len(groups))
-            new = rng.normal() + 0.1 * rng.normal()
+            scores = rng.normal(size=12)[groups] + 0.2 * rng.normal(size=len(groups))
+            new = rng.normal() + 0.2 * rng.normal()
             for grouped, found in alarms.items():
                 found.append(Calibration(scores, 1 / 13, groups=groups if grouped else None).alarms([new])[0])
-        assert np.mean(alarms[True]) <= 1 / 13 + 3 * np.sqrt(1 / 13 / 3000)
+        assert np.mean(alarms[True]) == pytest.approx(1 / 13, abs=3 * np.sqrt(1 / 13 / 3000))  # and no less
         assert np.mean(alarms[False]) > 1 / 13 + 3 * np.sqrt(1 / 13 / 3000)
 
     def test_are_counted_in_what_is_promised(self):

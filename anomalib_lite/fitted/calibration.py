@@ -11,15 +11,16 @@ were left out fold by fold (``"cross"``) *approximately*: a rate of at most twic
 proven (CV+ and jackknife+, Barber, Candès, Ramdas and Tibshirani, Annals of Statistics 49 (2021), theorem 4), and
 what is observed lies close to the promise itself (``benchmarks/coverage.py``).
 
-Several pictures of one part, or of one day, are one group. A group weighs one, shared among its pictures, and n counts
-groups: then the promise holds for a picture of a new group (Lee, Barber and Willett, hierarchical conformal
-prediction, arXiv 2306.06342 (2023), section 3).
+Several pictures of one part, or of one day, are one group. One of them, drawn at random, stands for it, and n counts
+groups: a picture of a new group is exchangeable with those (Dunn, Wasserman and Ramdas, JASA 118 (2023), "subsampling
+once"). Sharing the weight of a group among its pictures instead (Lee, Barber and Willett, arXiv 2306.06342 (2023)) is
+valid too, but of parts photographed five times each, 20 of them, 0 % instead of 5 % alarmed.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,7 @@ class Calibration:
     exact: bool = False
     fixed: float | None = None
     look_again: float | None = None
+    _known: Floats = field(init=False, repr=False)  # (n,), ascending: of every group the score that stands for it
 
     def __post_init__(self) -> None:
         scores = _finite_vector(self.scores, "calibration scores")
@@ -83,20 +85,18 @@ class Calibration:
             raise ValueError(f"withheld is {self.withheld!r}: a reason in words, or none")
         order = np.argsort(scores, kind="stable")
         scores, groups = scores[order], groups[order].astype(np.int64)
-        _, of_score, sizes = np.unique(groups, return_inverse=True, return_counts=True)
-        # Groups that score at least as high as the i-th, i ascending; rounded, so that ten tenths are one.
-        mass = np.round(np.cumsum((1 / sizes[of_score])[::-1])[::-1], 9)
-        for name, array in (("scores", scores), ("groups", groups), ("_mass", mass)):
+        # The first of every group in an order drawn at random.
+        drawn = np.random.default_rng(0).permutation(scores.size)
+        known = np.sort(scores[drawn[np.unique(groups[drawn], return_index=True)[1]]])
+        for name, array in (("scores", scores), ("groups", groups), ("_known", known)):
             array.setflags(write=False)
             object.__setattr__(self, name, array)
-        object.__setattr__(self, "_n", len(sizes))
         for name in ("fixed", "look_again"):
             value = getattr(self, name)
             if value is not None and not math.isfinite(value):
                 raise ValueError(f"a threshold of {value}: give a score, such as {scores[-1]:.4g}")
         if self.fixed is not None:
-            above = np.searchsorted(scores, self.fixed, side="right")
-            object.__setattr__(self, "false_alarm_rate", float(self._levels()[above]))
+            object.__setattr__(self, "false_alarm_rate", self._level_above(self.fixed))
         rate = float(self.false_alarm_rate)
         if not 0.0 < rate <= 1.0 or (rate == 1.0 and self.fixed is None):
             raise ValueError(f"false_alarm_rate is {rate}: need a share in (0, 1), such as 0.01 for 1 %")
@@ -110,7 +110,7 @@ class Calibration:
     @property
     def n(self) -> int:
         """Number of groups: of calibration images, where none belong together."""
-        return int(self._n)  # type: ignore[attr-defined]
+        return int(self._known.size)
 
     @property
     def n_images(self) -> int:
@@ -139,16 +139,20 @@ class Calibration:
     def threshold(self) -> float:
         """The score that an image must exceed: an alarm is score > threshold, strictly.
 
-        Unless it was fixed by hand it is a calibration score, and exceeding it exactly the same as
-        p <= guaranteed_rate, ties included: a score equal to the threshold does not alarm.
+        Where the rate is supported and the threshold not fixed by hand, it is a calibration score, and exceeding it
+        exactly the same as p <= guaranteed_rate, ties included: a score equal to the threshold does not alarm.
         """
-        return float(self.scores[self._last()]) if self.fixed is None else float(self.fixed)
+        if self.fixed is not None:
+            return float(self.fixed)
+        if self.smallest_rate > self.false_alarm_rate:  # nothing is promised, and no picture of any group may alarm
+            return float(self.scores[-1])
+        return float(self._known[self._last()])
 
     def p_values(self, scores: ArrayLike) -> Floats:
         """Conformal p-values (m,) of anomaly scores (m,): small = anomalous.
 
-        Share of good groups that score at least as high, the new image counted in: (1 + #{s_i >= s}) / (n + 1) where
-        every image is its own group. Ties count against the alarm. Infinite scores are allowed here.
+        Share of good images (one of each group) that score at least as high, the new one counted in:
+        (1 + #{s_i >= s}) / (n + 1). Ties count against the alarm. Infinite scores are allowed here.
 
         Raises
         ------
@@ -160,7 +164,7 @@ class Calibration:
             raise ValueError(f"scores of shape {new.shape}: need a vector")
         if np.isnan(new).any():
             raise ValueError(f"scores has NaN at position {int(np.argmax(np.isnan(new)))}; scores must be numbers")
-        return self._levels()[np.searchsorted(self.scores, new, side="left")]
+        return self._levels()[np.searchsorted(self._known, new, side="left")]
 
     def alarms(self, scores: ArrayLike) -> NDArray[np.bool_]:
         """Which of the anomaly scores (m,) exceed the threshold, (m,) bool."""
@@ -173,8 +177,7 @@ class Calibration:
         above the (k + 1)-th largest of n scores follows Beta(k + 1, n - k), and less with ties (Wilks,
         Annals of Mathematical Statistics 12 (1941); Vovk, Machine Learning 92 (2013)). With the largest
         score as threshold, 1 % at 95 % confidence takes 299 images, 2 % takes 149 and 5 % takes 59. Of groups of
-        several images n and k count groups, k rounded up, which is on the safe side: the mean of a group varies less
-        than one image. For a threshold set by hand after looking at the scores it is no promise.
+        several images n counts groups. For a threshold set by hand after looking at the scores it is no promise.
 
         Examples
         --------
@@ -183,7 +186,7 @@ class Calibration:
         """
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"confidence is {confidence}: need a share in (0, 1), such as 0.95")
-        k = math.ceil(self.guaranteed_rate * (self.n + 1) - 1 - 1e-6)
+        k = round(self.guaranteed_rate * (self.n + 1)) - 1
         return float(betaincinv(k + 1, self.n - k, confidence)) if k < self.n else 1.0
 
     def explain(self, p_values: ArrayLike | None = None) -> str:
@@ -210,7 +213,7 @@ class Calibration:
         )
         again = ""
         if self.look_again is not None:
-            share = 100 * self._levels()[np.searchsorted(self.scores, self.look_again, side="right")]
+            share = 100 * self._level_above(self.look_again)
             again = f" Above {self.look_again:.6g} it is to be looked at again; about {share:.3g} % of good ones are."
         if self.withheld:
             return (
@@ -252,11 +255,15 @@ class Calibration:
         return replace(self, fixed=float(threshold), look_again=look_again)
 
     def _levels(self) -> Floats:
-        """p-values (m + 1,): entry i of a score above i of the calibration scores, and not above the others."""
-        return (1 + np.append(self._mass, 0.0)) / (self.n + 1)  # type: ignore[attr-defined]
+        """p-values (n + 1,): entry i of a score above i of those that stand for their groups, and no more of them."""
+        return np.arange(self.n + 1, 0, -1) / (self.n + 1)
+
+    def _level_above(self, threshold: float) -> float:
+        """The p-value of a score just above a threshold."""
+        return float(self._levels()[np.searchsorted(self._known, threshold, side="right")])
 
     def _last(self) -> int:
-        """Position of the threshold among the scores."""
+        """Position of the threshold among the scores that stand for their groups."""
         # s > the largest score that is not rare enough  <=>  p(s) <= rate; where none is rare enough, that is the top.
         return int((self._levels()[:-1] > self.false_alarm_rate).sum()) - 1
 
