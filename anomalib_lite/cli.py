@@ -215,9 +215,14 @@ def score(
     detector = _loaded(model, weights, download, device, max_pixels)
     if threshold is not None:
         detector = detector.at_threshold(threshold, look_again=look_again)
-    elif false_alarm_rate is not None or look_again is not None:
-        rate = detector.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        detector = detector.at_rate(rate, look_again=look_again)
+    elif false_alarm_rate is not None:
+        detector = detector.at_rate(false_alarm_rate, look_again=look_again)
+    elif look_again is not None:  # beside the threshold it has
+        fixed = detector.fitted_.calibration.fixed
+        if fixed is not None:
+            detector = detector.at_threshold(fixed, look_again=look_again)
+        else:
+            detector = detector.at_rate(detector.false_alarm_rate, look_again=look_again)
     source = images[0] if len(images) == 1 else list(images)
     scores = detector.score(source)
     if overlays is not None:
@@ -235,13 +240,14 @@ def score(
         if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
             smallest = 1 / (scores.calibration_groups + 1)
             typer.echo(f"p ≤ {smallest:.4f}: the smallest that {scores.calibration_groups} good images allow")
-        again = verdicts.count("look again")
+        again = ""
+        if scores.look_again is not None:
+            again = f", {verdicts.count('look again')} are to be looked at again (above {scores.look_again:.4f})"
         typer.echo(
             f"{int(scores.alarms.sum())} of {len(scores)} images alarm (threshold {scores.threshold:.4f}, "
             f"false-alarm rate {scores.false_alarm_rate:.4g}"
             + ("" if scores.guarantee_met else ", which is not promised")
-            + ")"
-            + (f", {again} are to be looked at again (above {scores.look_again:.4f})" if scores.look_again else "")
+            + f"){again}"
         )
     for image_id, note in scores.notes.items():
         typer.echo(f"note: {image_id}: {note}", err=True)

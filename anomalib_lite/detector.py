@@ -300,7 +300,7 @@ class Detector:
             embedder={**self.embedder.describe(), "dtype": str(self.embedder.dtype).removeprefix("torch.")},
         )
         learn = fit_patches if self.embedder.level == "patch" else fit_global
-        self._fitted = learn(embed, source.ids, plan)
+        self._fitted, self._with_backbone = learn(embed, source.ids, plan), False
         found = describe_groups(self._fitted.train.groups)
         if groups is None and (withheld := self._fitted.calibration.withheld):
             warnings.warn(

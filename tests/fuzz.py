@@ -131,7 +131,7 @@ def read_picture(number, folder):
 
 def models(folder):
     """Whole model files of every kind, by name; made once."""
-    from anomalib_lite import Classifier, Detector, Segmenter, make_metal_nut
+    from anomalib_lite import Classifier, Detector, Segmenter, Variations, make_metal_nut
     from anomalib_lite.images.synthetic import render_part
 
     parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(16)]
@@ -141,6 +141,9 @@ def models(folder):
             detector.save(folder / f"detector-{scorer}-{level}.safetensors")
     own = Detector(backbone="squeezenet1_1", layers="features.4", weights="random", image_size=64, bank_size=64)
     own.fit(parts).save(folder / "detector-own.safetensors", include_backbone=True)
+    moved = Detector(image_size=64, bank_size=64, variations=Variations(mirror=True, draws=1), calibration="split")
+    moved = moved.fit(parts, groups=[i // 2 for i in range(16)]).recalibrate(parts[:6], mode="extend", groups="each")
+    moved.at_threshold(1.0, look_again=0.5).save(folder / "detector-moved.safetensors")
     data = make_metal_nut(folder / "set", n_train=6, n_good=4, n_defect=3, size=64)
     for name in ("linear", "bottleneck", "cnn"):
         classifier = Classifier(name, image_size=64, epochs=1).fit(data, target="defective")
@@ -184,7 +187,7 @@ def bent(array, rng):
         elif what == 7:
             array = array.astype(rng.choice([np.int8, np.float16, np.float64, bool, np.uint8]))
         else:
-            array = array[:0]
+            array = np.atleast_1d(array)[:0]
     return np.ascontiguousarray(array)
 
 
@@ -230,6 +233,11 @@ def load_model(number, folder):
         scores = model.score([pixels])
         assert np.isfinite(scores.scores).all(), scores.scores
         assert np.isfinite(scores.threshold)
+        assert len(scores.verdicts) == 1
+        assert scores.p_text(0)
+        extended = model.recalibrate([pixels], mode="extend")
+        assert np.isfinite(extended.at_rate(0.3, look_again=0.5).score([pixels]).p_values).all()
+        assert extended.fitted_.calibration.explain()
         if scores.patch_scores is not None:
             assert scores.anomaly_map(0).shape == (64, 64)
     else:

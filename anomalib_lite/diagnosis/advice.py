@@ -268,7 +268,7 @@ def diagnose(
     """
     source = open_source(images)
     # Every image may be the defective one, so every image is scored.
-    detector = Detector(**{"calibration_images": max(1, len(source)), **parameters})
+    detector = Detector(**{"calibration_images": max(1, len(source)), **parameters, "calibration": "cross"})
     detector.fit(source, groups=groups, everything_is_good=everything_is_good)
     source = detector.open(source)
     scores = detector.fitted_.train_scores

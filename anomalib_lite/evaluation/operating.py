@@ -126,7 +126,7 @@ class OperatingPoints:
         ValueError
             For a negative cost, or a rate that is no share.
         """
-        if min(missed, alarm) < 0 or not 0 < defect_rate < 1:
+        if not (missed >= 0 and alarm >= 0 and 0 < defect_rate < 1):
             raise ValueError(
                 f"missed={missed}, alarm={alarm}, defect_rate={defect_rate}: costs are not negative, and the rate is a "
                 "share in (0, 1), such as 0.01"
@@ -161,6 +161,6 @@ def operating_points(detector: Detector, bad: Any) -> OperatingPoints:
     """
     scores = detector.score(bad)
     if not len(scores):
-        reasons = "".join(f"\\n  {entry.reason}" for entry in scores.unreadable[:5])
+        reasons = "".join(f"\n  {entry.reason}" for entry in scores.unreadable[:5])
         raise ValueError(f"none of the images of defects can be read{reasons}")
     return OperatingPoints.of(detector.fitted_.calibration.scores, scores.scores)

@@ -233,11 +233,16 @@ def _finished(
     # A file that cannot be read is one file, however often it was asked for.
     lost = {entry.index // copies: entry for entry in reversed(intake.unreadable)}
     unreadable = tuple(UnreadableImage(number, ids[number * copies], lost[number].reason) for number in sorted(lost))
+    if plan.calibration == "split" and plan.groups is None:
+        # A shot of a part that was learnt from is recognised.
+        learnt = set(roles.groups[roles.learnt // copies].tolist())
+        train_scores = {i: score for i, score in train_scores.items() if int(roles.groups[i]) not in learnt}
     calibrating = np.array(list(train_scores), dtype=np.int64)
     scores = np.array(list(train_scores.values()), dtype=np.float64)
     if not len(scores):
         raise NoGoodImagesError(
-            "none of the images held out to calibrate can be read; give more images, or calibration='cross'"
+            "none of the images held out to calibrate can be read, or all show parts that were learnt; give more images, "
+            "or calibration='cross'"
         )
     train = TrainingImages(
         ids=tuple(ids),
