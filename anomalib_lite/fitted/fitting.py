@@ -241,7 +241,7 @@ def _finished(
     scores = np.array(list(train_scores.values()), dtype=np.float64)
     if not len(scores):
         raise NoGoodImagesError(
-            "none of the images held out to calibrate can be read, or all show parts that were learnt; give more images, "
+            "none of the images held out to calibrate can be read, or all show parts that were learnt; give more, "
             "or calibration='cross'"
         )
     train = TrainingImages(
