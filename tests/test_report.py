@@ -160,6 +160,11 @@ class TestPage:
         )
         assert "of 6 good images" in verdict[1]
 
+    def test_says_which_p_values_could_not_be_smaller(self, detector, data, tmp_path):
+        text = write_report(detector, data.test, tmp_path / "r.html").read_text()
+        assert "A p-value ≤ 0.0588 is the smallest that 16 good images allow." in text
+        assert "\\u2264 0.0588" in text  # in the table's data
+
     def test_says_when_no_good_image_alarms(self, detector, data):
         shown = report._calibration(np.ones(80), 1 / 100)
         assert "Fewer alarms than promised: recall is given away (of 80 good images 0 at 10 %, 0 at 20 %)." in shown

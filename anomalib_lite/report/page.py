@@ -171,6 +171,9 @@ def _summary(detector: Detector, scores: Scores) -> str:
         tied=tied_share(calibration.scores),
     )
     paragraphs = [calibration.explain(scores.p_values[good])]
+    if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
+        smallest = f"≤ {1 / (calibration.n + 1):.4f}"
+        paragraphs.append(f"A p-value {smallest} is the smallest that {calibration.n} good images allow.")
     if found.alarm:
         where = f"In the {good.sum()} images of folders named good: " if known else ""
         paragraphs.append(f"{where}{found.explain()}.")
@@ -212,6 +215,7 @@ def _data(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[str,
             "id": scores.ids[i],
             "score": float(scores.scores[i]),
             "p": float(scores.p_values[i]),
+            "pText": scores.p_text(i),
             "alarm": bool(scores.alarms[i]),
             "thumbnail": base64.b64encode(pictures.get(i, b"")).decode(),
             "width": width,
