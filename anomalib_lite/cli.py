@@ -3,17 +3,16 @@
 Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input.
 """
 
-import functools
-import inspect
 import io
 import json
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from anomalib_lite.flags import with_detector_flags
 
 app = typer.Typer(
     name="anomalib-lite",
@@ -22,113 +21,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-
-def _components(text: str) -> int | float | None:
-    if text.lower() == "none":
-        return None
-    try:
-        return float(text) if "." in text else int(text)
-    except ValueError:
-        raise ValueError(f"--components {text}: give a number, a share of variance such as 0.95, or none") from None
-
-
-def _number_or_word(text: str) -> int | float | str:
-    kinds: tuple[type[int], type[float]] = (int, float)
-    for kind in kinds:
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _counts(text: str) -> list[int]:
-    if text.strip().lower() in ("", "none"):
-        return []
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(f"--few-labels {text}: give numbers separated by commas, or none") from None
-
-
-def _value_range(text: str) -> tuple[int, int] | str | None:
-    if text.lower() in ("none", "auto"):
-        return None if text.lower() == "none" else "auto"
-    try:
-        low, high = (int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--value-range {text}: give black and white, such as 0,4095, or none, or auto") from None
-    return low, high
-
-
-def _variations(text: str) -> Any:
-    from anomalib_lite.images.variations import Variations
-
-    return Variations.parse(text)
-
-
-# The flags that fit, evaluate and demo share: name -> (type, option). A flag that is not given is not passed
-# on, so the defaults are the library's.
-_DETECTOR_FLAGS: dict[str, Any] = {
-    "backbone": (str | None, typer.Option(help="builtin, resnet18, vgg16, inception_v3, … [default: builtin]")),
-    "weights": (str | None, typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
-    "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
-    "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
-    "image_size": (int | None, typer.Option(help="side in pixels that images are resized to")),
-    "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
-    "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
-    "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
-    "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
-    "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 4096]")),
-    "k": (int | None, typer.Option(help="knn: neighbours averaged [default: 2]")),
-    "trim": (float | None, typer.Option(help="share of odd training patches that are not learnt from")),
-    "n_clusters": (str | None, typer.Option(help="kmeans: number of clusters, or silhouette")),
-    "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
-    "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
-    "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
-    "calibration": (str | None, typer.Option(help="cross, or split: exact, but learns from fewer [default: cross]")),
-    "value_range": (str | None, typer.Option(help="values of black and white beyond 8 bits, such as 0,4095; or none")),
-    "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
-    "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100000000]")),
-    "device": (str | None, typer.Option(help="auto, cpu or cuda")),
-    "dtype": (str | None, typer.Option(help="auto, float32 or bfloat16")),
-    "batch_size": (int | None, typer.Option(help="images per forward pass")),
-    "random_state": (int | None, typer.Option(help="seed [default: 0]")),
-}
-_READERS: dict[str, Callable[[str], Any]] = {
-    "value_range": _value_range,
-    "vary": _variations,
-    "components": _components,
-    "n_clusters": _number_or_word,
-    "eps": _number_or_word,
-}
-_RENAMED = {"components": "n_components", "vary": "variations"}
-
-
-def _with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the shared flags to a command, which receives those given as the dict `parameters`."""
-    signature = inspect.signature(command)
-    flags = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
-        for name, (kind, option) in _DETECTOR_FLAGS.items()
-    ]
-
-    @functools.wraps(command)
-    def wrapped(**arguments: Any) -> None:
-        given = {name: arguments.pop(name) for name in _DETECTOR_FLAGS}
-        parameters: dict[str, Any] = {"progress": sys.stderr.isatty()}
-        for name, value in given.items():
-            if value is not None:
-                parameters[_RENAMED.get(name, name)] = _READERS[name](value) if name in _READERS else value
-        command(parameters=parameters, **arguments)
-
-    own = [parameter for name, parameter in signature.parameters.items() if name != "parameters"]
-    keywords = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
-    wrapped.__signature__ = signature.replace(parameters=[*keywords, *flags])  # type: ignore[attr-defined]
-    # typer reads both the signature and the annotations.
-    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in [*keywords, *flags]}
-    return wrapped
 
 
 _Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -146,7 +38,7 @@ _MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unread
 
 
 @app.command()
-@_with_detector_flags
+@with_detector_flags
 def demo(
     parameters: dict[str, Any],
     output: Annotated[Path, typer.Option("--output", "-o", help="folder for the results")] = Path("demo-output"),
@@ -158,7 +50,7 @@ def demo(
 
 
 @app.command()
-@_with_detector_flags
+@with_detector_flags
 def fit(
     parameters: dict[str, Any],
     good: Annotated[Path, typer.Argument(help="folder of good images")],
@@ -283,7 +175,7 @@ def recalibrate(
 
 
 @app.command()
-@_with_detector_flags
+@with_detector_flags
 def evaluate(
     parameters: dict[str, Any],
     dataset: Annotated[Path, typer.Argument(help="folder in MVTec AD layout: train/good, test/<kind>, ground_truth")],
@@ -300,7 +192,7 @@ def evaluate(
 
 
 @app.command()
-@_with_detector_flags
+@with_detector_flags
 def diagnose(
     parameters: dict[str, Any],
     good: Annotated[Path, typer.Argument(help="folder of good images")],
@@ -455,6 +347,15 @@ def main() -> None:
     except (ValueError, OSError, DownloadError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def _counts(text: str) -> list[int]:
+    if text.strip().lower() in ("", "none"):
+        return []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"--few-labels {text}: give numbers separated by commas, or none") from None
 
 
 def _loaded(model: Path, weights: str | None, download: bool, device: str | None, max_pixels: int | None) -> Any:

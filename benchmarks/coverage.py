@@ -20,16 +20,16 @@ import numpy as np
 class Embedded:
     """Images of a source whose embeddings are kept, so that every draw begins where fitting begins."""
 
-    def __init__(self, ids, known, chosen=None):
-        self.known = known
-        self.chosen = np.arange(len(ids)) if chosen is None else chosen
-        self.ids = [ids[i] for i in self.chosen]
+    def __init__(self, source, known, chosen=None):
+        self.source, self.known = source, known
+        self.chosen = np.arange(len(source)) if chosen is None else chosen
+        self.ids = [source.ids[i] for i in self.chosen]
 
     def __len__(self):
         return len(self.ids)
 
     def read(self, i):
-        raise NotImplementedError("embedded already")
+        return self.source.read(self.chosen[i])
 
     def embedded(self, embedder, i):
         from dataclasses import replace
@@ -68,9 +68,9 @@ def main() -> None:
                     learnt, new = np.array_split(order, 2)
                     detector = Detector(level=level, scorer=scorer, random_state=draw, **chosen)
                     begin = time.perf_counter()
-                    detector.fit(Embedded(source.ids, known, learnt))
+                    detector.fit(Embedded(source, known, learnt))
                     seconds.append(time.perf_counter() - begin)
-                    p_values.append(detector.score(Embedded(source.ids, known, new)).p_values)
+                    p_values.append(detector.score(Embedded(source, known, new)).p_values)
                 p = np.concatenate(p_values)
                 shares = " | ".join(f"{100 * (p <= share).mean():.1f}" for share in (0.05, 0.1, 0.2))
                 print(

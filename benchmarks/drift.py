@@ -20,7 +20,7 @@ def main() -> None:
     from anomalib_lite.fitted.calibration import Calibration
     from anomalib_lite.fitted.drift import DriftMonitor, watch
     from anomalib_lite.images.mvtec import open_mvtec
-    from anomalib_lite.images.variations import Draw, varied
+    from anomalib_lite.images.varying import Draw, varied
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="category folders in MVTec AD layout")

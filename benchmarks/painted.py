@@ -84,8 +84,8 @@ def main() -> None:
             for local in arguments.local:
                 scorer = KNNScorer(local=local, random_state=draw)
                 detector = Detector(dtype="float32", scorer=scorer, random_state=draw)
-                detector.fit(Embedded(source.ids, plain, learnt), groups="each")
-                good, worse = (detector.score(Embedded(source.ids, known, new)).scores for known in (plain, bad))
+                detector.fit(Embedded(source, plain, learnt), groups="each")
+                good, worse = (detector.score(Embedded(source, known, new)).scores for known in (plain, bad))
                 labels = np.repeat([False, True], [len(good), len(worse)])
                 recall = float((worse > np.quantile(good, 0.95)).mean())
                 found[local].append((recall, auroc(labels, np.append(good, worse))))

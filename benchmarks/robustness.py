@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from anomalib_lite.images.variations import Draw, Variations, varied
+from anomalib_lite.images.variations import Variations
+from anomalib_lite.images.varying import Draw, varied
 
 CHANGES = {
     "as it is": Draw(),

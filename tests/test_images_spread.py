@@ -7,7 +7,8 @@ from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ListSource, open_source
 from anomalib_lite.images.spread import Range, Spread, measured_spread
 from anomalib_lite.images.synthetic import render_part
-from anomalib_lite.images.variations import Draw, Variations, varied
+from anomalib_lite.images.variations import Variations
+from anomalib_lite.images.varying import Draw, varied
 
 QUANTITIES = ("brightness", "contrast", "white_balance", "sharpness")
 # From -1 to 1, so that the 5 % and 95 % quantiles are at 9/10 of the way.

@@ -13,7 +13,8 @@ from anomalib_lite import images as images_room
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.synthetic import render_part
-from anomalib_lite.images.variations import Draw, Variations, VariedSource, varied
+from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.images.varying import Draw, varied
 
 EVERYTHING = Variations(
     brightness=0.2,
@@ -428,3 +429,10 @@ class TestVariedSource:
     def test_a_negative_seed_is_refused(self):
         with pytest.raises(ValueError, match="random_state=-1 is a seed, not negative"):
             VariedSource(open_source(flat(0)), EVERYTHING, random_state=-1)
+
+
+def test_a_picture_that_no_jpeg_holds_is_unreadable_and_stops_no_run():
+    source = VariedSource(open_source([np.zeros((1, 65_501, 3), np.uint8)]), Variations(jpeg=80, draws=1))
+    assert source.read(0).shape == (1, 65_501, 3)
+    with pytest.raises(UnreadableImageError, match=r"image_0000@1: a JPEG holds at most 65500 pixels a side"):
+        source.read(1)

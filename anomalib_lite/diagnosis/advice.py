@@ -76,7 +76,7 @@ class Diagnosis:
     dbscan: statistics.DBSCANSweep | None
     variance: statistics.ExplainedVariance
     map: EmbeddingMap | None
-    spread: Spread
+    spread: Spread | None
     declared: Variations | None = None
     batches: list[statistics.Batch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -198,7 +198,7 @@ class Diagnosis:
                 "square, so parts photographed at another size or crop look unlike each other."
             )
         yield from self._about_batches()
-        yield from self.spread.sentences(self.declared)
+        yield from self.spread.sentences(self.declared) if self.spread is not None else ()
         yield self._about_groups()
         count = self.variance.components_for(0.95)
         yield f"{count} principal components hold 95 % of the variance of the image vectors."
@@ -213,7 +213,7 @@ class Diagnosis:
             f"{batch.name} {batch.alarms} of {batch.n_images}" + (" (!)" if batch.direction == "above" else "")
             for batch in worst
         )
-        more = f"; {len(self.batches) - _LISTED} more with fewer" if len(self.batches) > _LISTED else ""
+        more = f"; {len(self.batches) - _LISTED} more with no more" if len(self.batches) > _LISTED else ""
         rate = max(batch.rate for batch in self.batches)
         yield f"False alarms by batch, each at a threshold learnt from the others ({rate:.1%} expected): {table}{more}."
         if any(batch.direction == "above" for batch in self.batches):
@@ -300,7 +300,7 @@ def diagnose(
             (int(h), int(w)) for h, w in detector.fitted_.train.sizes[np.array(indices) * detector.fitted_.train.copies]
         ).most_common(),
         elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
-        spread=measured_spread(source, workers=detector.workers),
+        spread=attempt("spread", lambda: measured_spread(source, workers=detector.workers)),
         declared=detector.variations,
         batches=batches or [],
         silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),

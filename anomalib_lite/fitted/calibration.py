@@ -14,7 +14,7 @@ what is observed lies close to the promise itself (``benchmarks/coverage.py``).
 Several pictures of one part, or of one day, are one group. One of them, drawn at random, stands for it, and n counts
 groups: a picture of a new group is exchangeable with those (Dunn, Wasserman and Ramdas, JASA 118 (2023), "subsampling
 once"). Sharing the weight of a group among its pictures instead (Lee, Barber and Willett, arXiv 2306.06342 (2023)) is
-valid too, but of parts photographed five times each, 20 of them, 0 % instead of 5 % alarmed.
+valid too, but stricter than asked: at a rate of 1 / (n + 1) not one picture of any group may lie above its threshold.
 """
 
 from __future__ import annotations

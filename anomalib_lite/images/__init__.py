@@ -16,7 +16,8 @@ from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError, read_image, read_mask, to_rgb
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.spread import Spread, measured_spread
-from anomalib_lite.images.variations import Draw, Variations, VariedSource, varied
+from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.images.varying import Draw, varied
 
 __all__ = [
     "Draw",
