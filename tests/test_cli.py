@@ -1,6 +1,5 @@
 import csv
 import importlib.metadata
-import inspect
 import json
 import shutil
 import sys
@@ -348,22 +347,6 @@ class TestDefaults:
         monkeypatch.setattr("anomalib_lite.detector.Detector", Spy)
         code, _, _ = run("fit", data.test.root / "color", "-o", data.root.parent / "model.safetensors")
         assert (code, given) == (0, [{"progress": False}])
-
-    def test_every_flag_is_a_parameter_of_the_detector(self):
-        known = inspect.signature(Detector).parameters
-        for flag in cli._DETECTOR_FLAGS:
-            assert cli._RENAMED.get(flag, flag) in known
-
-    def test_help_tells_the_true_defaults(self):
-        known = inspect.signature(Detector).parameters
-        for flag, (_, option) in cli._DETECTOR_FLAGS.items():
-            if "[default: " in option.help:
-                told = option.help.split("[default: ")[1].rstrip("]")
-                assert told == str(known[cli._RENAMED.get(flag, flag)].default), flag
-
-    def test_what_a_flag_says_is_read(self):
-        assert [cli._components(text) for text in ("12", "0.95", "none", "None")] == [12, 0.95, None, None]
-        assert [cli._number_or_word(text) for text in ("3", "0.5", "1e-3", "knee")] == [3, 0.5, 1e-3, "knee"]
 
 
 def test_names_that_are_no_text_are_shown(run, model, data, tmp_path):
