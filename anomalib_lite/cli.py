@@ -234,7 +234,7 @@ def report(
     saved_to(output)
     detector = _loaded(model, weights, download, device, max_pixels)
     source = Thumbnails(detector.open(images[0] if len(images) == 1 else list(images)))
-    scores = detector.score(source)
+    scores = detector.score(source, vectors=True)
     write_report(detector, source, output, training_images=good, scores=scores)
     typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
     _finish(scores.unreadable, strict)
@@ -293,7 +293,7 @@ def compare(
         backbone=backbone,
         weights={} if weights_dir is None else weights_in(weights_dir),
         leave_one_out=leave_one_out,
-        few_labels=_counts(few_labels),
+        few_labels=_counts(few_labels, "--few-labels"),
         study_models=None if study_models is None else study_models.split(","),
         study_seeds=study_seeds,
         image_size=image_size,
@@ -334,6 +334,22 @@ def download(
     typer.echo(f"{folder} is ready; try: anomalib-lite evaluate {folder}")
 
 
+@app.command()
+def doctor(
+    backbone: Annotated[str, typer.Option(help="networks to measure, comma-separated")] = "builtin,resnet18",
+    image_size: Annotated[str, typer.Option(help="sides of the pictures in pixels, comma-separated")] = "256,384,512",
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="forget what was measured before")] = False,
+    as_json: _Json = False,
+) -> None:
+    """Tell what this machine computes with, how quickly, and what is chosen for it."""
+    from anomalib_lite.doctor import examine
+
+    sizes = _counts(image_size, "--image-size")
+    found = examine(backbones=backbone.split(","), sizes=sizes, device=device, again=again)
+    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.explain())
+
+
 def main() -> None:
     """Run the command line; wrong input ends in one line on stderr and exit code 2, not in a traceback."""
     from anomalib_lite.images.download import DownloadError
@@ -349,13 +365,13 @@ def main() -> None:
         sys.exit(2)
 
 
-def _counts(text: str) -> list[int]:
+def _counts(text: str, flag: str) -> list[int]:
     if text.strip().lower() in ("", "none"):
         return []
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"--few-labels {text}: give numbers separated by commas, or none") from None
+        raise ValueError(f"{flag} {text}: give numbers separated by commas, or none") from None
 
 
 def _loaded(model: Path, weights: str | None, download: bool, device: str | None, max_pixels: int | None) -> Any:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 
 from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
-from anomalib_lite.embedding.streaming import EmbeddedImage, Intake, OnUnreadable, embed_source
+from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, Intake, OnUnreadable, embed_source
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
 from anomalib_lite.fitted import recalibration
@@ -35,6 +35,7 @@ from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.machine.integers import EngineName
 from anomalib_lite.opening import open_model
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import Scorer, ScorerName, make_scorer
@@ -97,7 +98,12 @@ class Detector:
         Short for value_range=(0, 2**bits - 1).
     max_pixels : int
         Larger pictures are unreadable.
-    device, dtype : "auto", or "cpu" / "cuda", "float32" / "bfloat16"
+    device : "auto", "cpu" or "cuda"
+    dtype : "auto", "float32", "bfloat16" or "int8"
+        What the network is computed in; "auto" is what is quickest here, measured once (`anomalib-lite doctor`). "int8"
+        is calibrated on the first training images, gives the same scores on any machine, and is kept with the model.
+    engine : "auto", "onednn" or "reference"
+        What computes integers: the processor's own instructions, or float32, which gives the same but takes longer.
     batch_size : int
         Images per forward pass; does not change scores beyond float rounding.
     workers : int, optional
@@ -144,6 +150,7 @@ class Detector:
         max_pixels: int = DEFAULT_READING.max_pixels,
         device: str = "auto",
         dtype: str = "auto",
+        engine: EngineName = "auto",
         batch_size: int = 8,
         workers: int | None = None,
         random_state: int = 0,
@@ -171,7 +178,8 @@ class Detector:
         self.reading = Reading(value_range=known, max_pixels=max_pixels)
         self._made = False
         self._chosen: dict[str, Any] = chosen
-        self._fitted: Fitted | None = None
+        # The core and what embeds for it, bound together: a thread that scores during a refit sees the old or the new.
+        self._learnt: tuple[Fitted, Embedder] | None = None
         self._with_backbone = False
         self.variations = variations
         self.top_share = top_share
@@ -200,7 +208,7 @@ class Detector:
         self.selection = RowSelection(trim, random_state=random_state, device=device)
         self.n_components = n_components
         self.whiten = self.scorer.name in ("kmeans", "dbscan") and level == "patch" if whiten == "auto" else whiten
-        self.embedder = Embedder(
+        self._embedder = Embedder(
             backbone,
             layers=layers,
             level=level,
@@ -208,7 +216,9 @@ class Detector:
             image_size=image_size,
             device=device,
             dtype=dtype,
+            engine=engine,
             batch_size=batch_size,
+            to_be_calibrated=True,
         )
         self._made = True
 
@@ -273,10 +283,13 @@ class Detector:
         copies = source.copies if isinstance(source, VariedSource) else 1
         numbers = None if groups is None else group_numbers(groups, source.ids[::copies])
         passes = iter(("fit", "calibrate"))
+        embedder = self._embedder.uncalibrated()
+        if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
+            embedder = embedder.in_floats()
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
             return embed_source(
-                self.embedder,
+                embedder,
                 source,
                 indices,
                 on_unreadable=on_unreadable,
@@ -297,12 +310,13 @@ class Detector:
             copies=copies,
             value_range=reading.value_range,
             parameters=self._storable_parameters(),
-            embedder={**self.embedder.describe(), "dtype": str(self.embedder.dtype).removeprefix("torch.")},
+            embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
         )
-        learn = fit_patches if self.embedder.level == "patch" else fit_global
-        self._fitted, self._with_backbone = learn(embed, source.ids, plan), False
-        found = describe_groups(self._fitted.train.groups)
-        if groups is None and (withheld := self._fitted.calibration.withheld):
+        learn = fit_patches if embedder.level == "patch" else fit_global
+        self._learnt = learn(embed, source.ids, plan), embedder
+        self._with_backbone = False
+        found = describe_groups(self.fitted_.train.groups)
+        if groups is None and (withheld := self.fitted_.calibration.withheld):
             warnings.warn(
                 f"{withheld}, so no false-alarm rate can be promised; say which pictures belong together (groups=), or "
                 "fit each alone if these are products that differ",
@@ -328,9 +342,17 @@ class Detector:
         RuntimeError
             Before `fit`.
         """
-        if self._fitted is None:
+        return self._fitted_and_embedder()[0]
+
+    @property
+    def embedder(self) -> Embedder:
+        """What makes embeddings of images: the network, calibrated to the images of the fit where it has to be."""
+        return self._embedder if self._learnt is None else self._learnt[1]
+
+    def _fitted_and_embedder(self) -> tuple[Fitted, Embedder]:
+        if self._learnt is None:
             raise RuntimeError("this detector is not fitted yet; call fit(images) or Detector.load(path)")
-        return self._fitted
+        return self._learnt
 
     @property
     def n_train_(self) -> int:
@@ -356,7 +378,7 @@ class Detector:
 
     # ---------------------------------------------------------------- scoring
 
-    def score(self, images: Any, *, on_unreadable: OnUnreadable = "skip") -> Scores:
+    def score(self, images: Any, *, on_unreadable: OnUnreadable = "skip", vectors: bool = False) -> Scores:
         """Score new images.
 
         Parameters
@@ -364,6 +386,8 @@ class Detector:
         images : folder, path or paths, arrays, PIL images, tensor or ImageSource
         on_unreadable : "skip" or "raise"
             "skip" lists unreadable images in the result and goes on.
+        vectors : bool
+            Keep one vector per image too (`Scores.vectors`), as maps of many images need them.
 
         Returns
         -------
@@ -377,7 +401,7 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
-        fitted = self.fitted_
+        fitted, embedder = self._fitted_and_embedder()
         reading = replace(self.reading, value_range=fitted.value_range)
         source = open_source(images, reading)
         intake = Intake()
@@ -385,7 +409,7 @@ class Detector:
         found: list[ScoredRows] = []
         whole: list[np.ndarray] = []
         stream = embed_source(
-            self.embedder,
+            embedder,
             source,
             np.arange(len(source)),
             on_unreadable=on_unreadable,
@@ -394,8 +418,9 @@ class Detector:
         )
         for image in intake.readable(stream):
             ids.append(image.id)
-            found.append(fitted.score(image.rows, image.original_size))
-            whole.append(image.whole)
+            found.append(fitted.score(image.reduced(fitted.reduction), image.original_size))
+            if vectors:
+                whole.append(image.whole)
         scores = np.array([scored.score for scored in found], dtype=np.float64)
         maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
         calibration = fitted.calibration
@@ -410,12 +435,12 @@ class Detector:
             guarantee_met=calibration.guarantee_met,
             calibration_groups=calibration.n,
             image_sizes=list(intake.sizes.values()),
-            patch_scores=None if self.embedder.level == "global" else maps,
+            patch_scores=None if embedder.level == "global" else maps,
             # Half the threshold is where good parts live; twice is beyond doubt.
             map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
             nearest=[scored.nearest for scored in found if scored.nearest] if fitted.explains else None,
             unreadable=intake.unreadable,
-            vectors=np.array(whole, dtype=np.float32),
+            vectors=np.array(whole, dtype=np.float32) if vectors else None,
             notes=dict(getattr(source, "notes", {})),
             reading=reading,
         )
@@ -496,7 +521,7 @@ class Detector:
         if not everything_is_good:
             refuse_labelled_root(good, source)
         names = None if groups is None else group_names(groups, source.ids)
-        scores = self.score(source, on_unreadable=on_unreadable)
+        scores = self.score(source, on_unreadable=on_unreadable, vectors=names is None)
         if scores.unreadable:
             warnings.warn(
                 f"{len(scores.unreadable)} images cannot be read: {scores.unreadable[0].reason}", stacklevel=2
@@ -517,7 +542,7 @@ class Detector:
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""
         other = copy.copy(self)
-        other._fitted = None
+        other._learnt = None
         return other
 
     def _with(self, fitted: Fitted) -> Detector:
@@ -525,7 +550,7 @@ class Detector:
         rate = fitted.parameters.get("false_alarm_rate", self._chosen["false_alarm_rate"])
         object.__setattr__(other, "false_alarm_rate", rate)
         other._chosen = {**self._chosen, "false_alarm_rate": rate}
-        other._fitted = fitted
+        other._learnt = fitted, self.embedder
         return other
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -543,7 +568,6 @@ class Detector:
         return {
             **self._storable_parameters(),
             **self.embedder.describe(),
-            "dtype": str(self.embedder.dtype).removeprefix("torch."),
             "device": str(self.embedder.device),
             "scorer": self.scorer.name,
             "scorer_parameters": self.scorer.parameters(),
@@ -593,6 +617,7 @@ class Detector:
         download: bool = False,
         device: str | None = None,
         dtype: str | None = None,
+        engine: str | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         max_pixels: int | None = None,
@@ -608,9 +633,10 @@ class Detector:
         download : bool
             Fetch torchvision's weights if they are not on this machine; a file from a stranger reaches no network by
             itself.
-        device, dtype, batch_size, workers, max_pixels : as for `Detector`
-            By default as they were chosen for the fit: a device that this machine lacks becomes "auto", and a dtype
-            "auto" the one it was fitted in where that was float32, so that scores stay the same.
+        device, dtype, engine, batch_size, workers, max_pixels : as for `Detector`
+            By default as they were chosen for the fit, but that a device or an engine that this machine lacks becomes
+            "auto", and a dtype "auto" the one it was fitted in, so that scores stay the same; only bf16 becomes float32
+            where that is quicker. "int8" is for what was fitted in it.
         progress : as for `Detector`
 
         Raises
@@ -626,14 +652,17 @@ class Detector:
         given = {
             "device": device,
             "dtype": dtype,
+            "engine": engine,
             "batch_size": batch_size,
             "workers": workers,
             "max_pixels": max_pixels,
         }
         names = inspect.signature(cls).parameters.keys() - {"weights", "progress"}
         make = functools.partial(cls, progress=progress)
-        detector, fitted, with_backbone = open_model(path, make, names, weights=weights, download=download, given=given)
-        detector._fitted, detector._with_backbone = fitted, with_backbone
+        detector, fitted, embedder, with_backbone = open_model(
+            path, make, names, weights=weights, download=download, given=given
+        )
+        detector._learnt, detector._with_backbone = (fitted, embedder), with_backbone
         return detector
 
 

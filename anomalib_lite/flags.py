@@ -70,7 +70,8 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
     "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100000000]")),
     "device": (str | None, typer.Option(help="auto, cpu or cuda")),
-    "dtype": (str | None, typer.Option(help="auto, float32 or bfloat16")),
+    "dtype": (str | None, typer.Option(help="auto: the quickest here; or float32, bfloat16, int8")),
+    "engine": (str | None, typer.Option(help="what computes int8: auto, onednn or reference")),
     "batch_size": (int | None, typer.Option(help="images per forward pass")),
     "random_state": (int | None, typer.Option(help="seed [default: 0]")),
 }

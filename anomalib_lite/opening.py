@@ -20,13 +20,15 @@ from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.storing import from_arrays
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
+from anomalib_lite.machine.integers import pick_engine
 from anomalib_lite.scoring import SCORERS
 
 
 class Embedding(Protocol):
     """What is made of the parameters in a file."""
 
-    embedder: Embedder
+    @property
+    def embedder(self) -> Embedder: ...
 
 
 D = TypeVar("D", bound=Embedding)
@@ -40,7 +42,7 @@ def open_model(
     weights: Weights | None,
     download: bool,
     given: Mapping[str, Any],
-) -> tuple[D, Fitted, bool]:
+) -> tuple[D, Fitted, Embedder, bool]:
     """Read what `Detector.save` wrote.
 
     Parameters
@@ -53,7 +55,7 @@ def open_model(
 
     Returns
     -------
-    The detector, its core, and whether the file holds the backbone's weights too.
+    The detector, its core, the embedder that belongs to it, and whether the file holds the backbone's weights too.
 
     Raises
     ------
@@ -63,7 +65,15 @@ def open_model(
     arrays, values = model_file.load_file(path)
     name = Path(path).name
     # What is wrong with these is not the fault of the file.
-    pick_dtype(given["dtype"] or "auto", pick_device(given["device"] or "auto"))
+    device = pick_device(given["device"] or "auto")
+    pick_engine(given["engine"] or "auto", device)
+    if given["dtype"] == "int8":
+        if _fitted_in(values) != "int8":
+            raise ValueError(
+                f"{name} was fitted in {_fitted_in(values)} and knows no ranges for int8; fit again for it"
+            )
+    elif given["dtype"] not in (None, "auto"):
+        pick_dtype(given["dtype"], device)
     backbone = {
         key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
         for key in [key for key in arrays if key.startswith("backbone.")]
@@ -78,6 +88,9 @@ def open_model(
         if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
             raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
         fingerprint = str(values["embedder"]["fingerprint"])
+        embedder = detector.embedder
+        if embedder.awaits_calibration and fingerprint == embedder.fingerprint:
+            embedder = embedder.calibrated(values["embedder"]["ranges"])
     except WeightsError as error:
         if not backbone or weights is not None:
             raise
@@ -90,7 +103,7 @@ def open_model(
             f"meaningless (fingerprint {fingerprint[:12]}…, given {detector.embedder.fingerprint[:12]}…). Give the "
             "same weights file, or fit again"
         )
-    return detector, fitted, bool(backbone)
+    return detector, fitted, embedder, bool(backbone)
 
 
 def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,8 +113,14 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
         raise KeyError(*lacking)
     if given["device"] is None:
         parameters["device"] = _usable(parameters["device"])
-    if given["dtype"] is None and parameters["dtype"] == "auto" and values["embedder"]["dtype"] == "float32":
-        parameters["dtype"] = "float32"
+    device = pick_device(parameters["device"])
+    if given["engine"] is None:
+        parameters["engine"] = _working(parameters["engine"], device)
+    if parameters["dtype"] == "auto" or (given["dtype"] is None and parameters["dtype"] == "int8"):
+        fitted_in = values["embedder"]["dtype"]
+        # float32 stands in for bf16 where that is slow. For integers, or by them, nothing stands in.
+        quicker = str(pick_dtype("auto", device)).removeprefix("torch.")
+        parameters["dtype"] = quicker if fitted_in == "bfloat16" else fitted_in
     if isinstance(parameters["value_range"], list):
         parameters["value_range"] = tuple(parameters["value_range"])
     if parameters["variations"] is not None:
@@ -109,6 +128,19 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
     if isinstance(parameters["scorer"], dict):
         parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
     return parameters
+
+
+def _fitted_in(values: Mapping[str, Any]) -> str:
+    embedder = values.get("embedder")
+    return str(embedder.get("dtype")) if isinstance(embedder, dict) else "nothing"
+
+
+def _working(engine: str, device: torch.device) -> str:
+    """The engine asked for at the fit, or "auto" where it does not work."""
+    try:
+        return "auto" if engine == "auto" else pick_engine(engine, device)
+    except ValueError:
+        return "auto"
 
 
 def _usable(device: str) -> str:

@@ -19,6 +19,14 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.timeout(SECONDS_FOR_SLOW))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_measurements(tmp_path_factory):
+    """What is measured of this machine stays out of the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ANOMALIB_LITE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def synthetic_set(tmp_path_factory):
     """A small set of drawn metal nuts in the layout of MVTec AD."""

@@ -17,6 +17,7 @@ from anomalib_lite.images.loading import resize
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import read_image
 from anomalib_lite.images.sources import open_source
+from anomalib_lite.machine import hardware
 from anomalib_lite.scoring import SubspaceScorer
 
 LEVELS = ("patch", "global")
@@ -53,10 +54,11 @@ def fitted(train):
     """Fitted detectors, each made once; not to be changed."""
     made = {}
 
-    def get(scorer="knn", level="patch", backbone="builtin"):
-        key = (scorer, level, backbone)
+    def get(scorer="knn", level="patch", backbone="builtin", **options):
+        key = (scorer, level, backbone, *options.items())
         if key not in made:
-            made[key] = Detector(backbone=backbone, scorer=scorer, level=level, **SMALL[backbone]).fit(train)
+            options = {**SMALL[backbone], **options}
+            made[key] = Detector(backbone=backbone, scorer=scorer, level=level, **options).fit(train)
         return made[key]
 
     return get
@@ -423,10 +425,17 @@ class TestModelFile:
             Detector.load(path, weights=state)
 
     def test_a_detector_fitted_in_float32_stays_in_float32(self, fitted, tmp_path, monkeypatch):
-        path = fitted(backbone="resnet18").save(tmp_path / "model.safetensors")
-        monkeypatch.setattr("anomalib_lite.machine.hardware.has_fast_bf16", lambda device: True)
-        assert Detector.load(path, weights="random").embedder.dtype == torch.float32
-        assert Detector.load(path, weights="random", dtype="bfloat16").embedder.dtype == torch.bfloat16
+        path = fitted(backbone="resnet18", dtype="float32").save(tmp_path / "model.safetensors")
+        monkeypatch.setattr(hardware, "dtype_times", lambda device: {"float32": 9.0, "bfloat16": 1.0})
+        assert Detector.load(path, weights="random").embedder.dtype == "float32"
+        assert Detector.load(path, weights="random", dtype="bfloat16").embedder.dtype == "bfloat16"
+
+    @pytest.mark.parametrize(("float32", "expected"), [(9.0, "bfloat16"), (1.0, "float32")])
+    def test_what_was_fitted_in_bf16_follows_the_machine(self, fitted, tmp_path, monkeypatch, float32, expected):
+        monkeypatch.setattr("anomalib_lite.embedding.embedder.pick_arithmetic", lambda embedder: "bfloat16")
+        path = fitted(backbone="resnet18", dtype="auto").save(tmp_path / "model.safetensors")
+        monkeypatch.setattr(hardware, "dtype_times", lambda device: {"float32": float32, "bfloat16": 3.0})
+        assert Detector.load(path, weights="random").embedder.dtype == expected
 
     def test_wrong_arguments_are_not_blamed_on_the_file(self, model):
         with pytest.raises(ValueError, match="dtype='float16'") as error:

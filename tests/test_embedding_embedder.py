@@ -144,7 +144,8 @@ class TestErrors:
         [
             ({"level": "pixel"}, "level='pixel'; choose 'patch' or 'global'"),
             ({"image_size": 16}, "image_size=16; networks take a whole number of pixels, 32 to 2048"),
-            ({"dtype": "int8"}, "dtype='int8'; choose 'auto', 'float32' or 'bfloat16'"),
+            ({"dtype": "float16"}, "dtype='float16'; choose 'auto', 'float32' or 'bfloat16'"),
+            ({"engine": "tensorrt"}, "engine='tensorrt'; choose 'auto', 'onednn', 'reference'"),
             ({"backbone": "resnet19"}, "no backbone 'resnet19'; known: builtin"),
             ({"weights": "imagenet"}, "built-in backbone has its own weights; leave weights out"),
             ({"layers": "layer2"}, "built-in backbone has its own layers; leave them out"),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from anomalib_lite.machine import hardware
-from anomalib_lite.machine.hardware import has_fast_bf16, pick_device, pick_dtype
+from anomalib_lite.machine.hardware import dtype_times, pick_device, pick_dtype
 
 CPU = torch.device("cpu")
 
@@ -28,13 +28,24 @@ def test_an_unknown_device_is_refused_with_the_valid_ones(name):
         pick_device(name)
 
 
-def test_the_format_follows_the_instructions(monkeypatch):
-    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: True)
-    assert has_fast_bf16(CPU)
-    assert pick_dtype("auto", CPU) is torch.bfloat16
-    monkeypatch.setattr(hardware, "_cpu_has_bf16", lambda: False)
-    assert pick_dtype("auto", CPU) is torch.float32
+@pytest.mark.parametrize(
+    ("times", "expected"),
+    [
+        ({"float32": 3.0, "bfloat16": 1.0}, torch.bfloat16),
+        ({"float32": 1.0, "bfloat16": 3.0}, torch.float32),
+        ({"float32": 1.0, "bfloat16": 0.95}, torch.float32),  # not worth other scores
+    ],
+)
+def test_the_format_follows_the_measurement(monkeypatch, times, expected):
+    monkeypatch.setattr(hardware, "dtype_times", lambda device: times)
+    assert pick_dtype("auto", CPU) is expected
     assert pick_dtype("bfloat16", CPU) is torch.bfloat16
+
+
+def test_both_formats_are_measured():
+    times = dtype_times(CPU)
+    assert set(times) == {"float32", "bfloat16"}
+    assert min(times.values()) > 0
 
 
 def test_an_unknown_format_is_refused():

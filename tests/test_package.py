@@ -12,7 +12,7 @@ PACKAGE = Path(anomalib_lite.__file__).parent
 # What stands higher may import what stands lower, and never the other way round: lazy and type-only imports counted.
 FLOORS = [
     ["cli"],
-    ["demo", "pretraining", "flags"],
+    ["demo", "pretraining", "flags", "doctor"],
     ["report", "comparison"],
     ["diagnosis", "supervised"],
     ["evaluation"],
@@ -21,7 +21,8 @@ FLOORS = [
     ["plotting", "fitted"],
     ["scoring", "embedding"],
     ["images"],
-    ["files", "machine", "version"],
+    ["machine"],
+    ["files", "version"],
 ]
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -137,7 +137,7 @@ class TestPage:
         scores = None
         monkeypatch.setattr(report, "embed_whole", lambda *_, **__: pytest.fail("embedded again"))
         if given != "nothing":
-            scores = detector.score(source)
+            scores = detector.score(source, vectors=True)
         if given == "scores":
             reads.clear()
         path = write_report(detector, source, tmp_path / "r.html", scores=scores)

@@ -2,18 +2,20 @@ import faiss
 import numpy as np
 import pytest
 
+from anomalib_lite.machine.integers import onednn_fault
 from anomalib_lite.scoring import neighbors
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 
-@pytest.fixture(params=[False, True], ids=["float32", "bf16"])
+@pytest.fixture(params=["float32", "bfloat16", "int8", "faiss"])
 def index_of(request):
-    def build(bank, groups=None):
-        index = NeighborIndex(bank, groups)
-        index._low_precision = request.param
-        return index
+    if request.param == "int8" and onednn_fault():
+        pytest.skip(onednn_fault())
 
-    build.low_precision = request.param
+    def build(bank, groups=None):
+        return NeighborIndex(bank, groups, device="cpu", product=request.param)
+
+    build.low_precision = request.param in ("bfloat16", "int8")
     return build
 
 
@@ -87,7 +89,7 @@ def test_a_row_of_the_bank_is_at_distance_zero_from_itself(index_of, m):
 class TestExclude:
     @pytest.mark.parametrize("m", [60, 500])
     def test_equals_a_loop_over_the_other_groups(self, index_of, m, monkeypatch):
-        monkeypatch.setattr(neighbors, "_BLOCK", 64)  # several blocks of queries
+        monkeypatch.setattr(neighbors, "_QUERIES", 64)  # several blocks of queries
         rng = np.random.default_rng(1)
         groups = rng.integers(6, size=m)
         bank = (rng.normal(size=(m, 16)) + 3 * rng.normal(size=(6, 16))[groups]).astype(np.float32)

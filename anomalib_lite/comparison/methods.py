@@ -15,6 +15,7 @@ from typing import Any, Literal
 from anomalib_lite.detector import Detector
 from anomalib_lite.embedding.builtin import BUILTIN
 from anomalib_lite.embedding.weights import Weights
+from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.scoring import SCORERS
 from anomalib_lite.supervised.augmentation import Augmentation
 from anomalib_lite.supervised.classifier import CLASSIFIERS, Classifier
@@ -65,7 +66,9 @@ class Method:
         WeightsError
             If the backbone's weights cannot be had.
         """
-        shared: dict[str, Any] = {"device": settings.device, "dtype": settings.dtype, "random_state": random_state}
+        # Never int8, which every detector would calibrate anew: what the network says is shared between all.
+        dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
+        shared: dict[str, Any] = {"device": settings.device, "dtype": dtype, "random_state": random_state}
         network: dict[str, Any] = {"layers": self.layers, "weights": settings.weights.get(self.backbone or "")}
         if self.kind == "unsupervised":
             return Detector(

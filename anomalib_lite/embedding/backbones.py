@@ -113,12 +113,12 @@ class TruncatedNetwork(nn.Module):
 
     def __init__(self, graph: fx.GraphModule, layers: tuple[str, ...], channels: tuple[int, ...]):
         super().__init__()
-        self.graph = graph
+        self.body = graph
         self.layers = layers
         self.channels = channels
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        outputs = self.graph(images)  # in the order of the network, whatever the order of `layers`
+        outputs = self.body(images)  # in the order of the network, whatever the order of `layers`
         return [outputs[layer] for layer in self.layers]
 
 
@@ -175,11 +175,11 @@ def build(name: str, layers: tuple[str, ...], weights: Weights) -> TruncatedNetw
     channels = _channels(graph, name, layers)
     network = TruncatedNetwork(graph, layers, channels).eval()
     if isinstance(weights, StoredWeights):
-        _fold_batch_norm(graph)  # on the meta device: only the structure changes
+        fold_batch_norm(graph)  # on the meta device: only the structure changes
         load_weights(network, name, weights, layers=layers)  # named as the folded network names them
     else:
         load_weights(graph, name, weights, layers=layers)
-        _fold_batch_norm(graph)
+        fold_batch_norm(graph)
     return network
 
 
@@ -260,7 +260,7 @@ def _channels(graph: fx.GraphModule, name: str, layers: tuple[str, ...]) -> tupl
     return tuple(outputs[layer].shape[1] for layer in layers)
 
 
-def _fold_batch_norm(graph: fx.GraphModule) -> None:
+def fold_batch_norm(graph: fx.GraphModule) -> None:
     """Fold every batch norm that follows a convolution into it: the same function, fewer passes over memory."""
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 

@@ -1,7 +1,8 @@
 """From images to embeddings: preprocessing, the truncated forward pass, and pooling to patches or one vector.
 
 uint8 RGB batches (n, h, w, 3) go in; float32 patch grids (n, gh, gw, d) or global vectors (n, d) come out.
-Preprocessing lives here and nowhere else, so that fitting, scoring and benchmarks cannot drift apart.
+Preprocessing lives here and nowhere else, so that fitting, scoring and benchmarks cannot drift apart. The network runs
+in float32, bf16 or 8-bit integers (`quantization`); a linear reduction of the patches can be folded into their pooling.
 
 Patches: every layer is averaged over 3 × 3 neighbours (stride 1, padded) at its own resolution, then all
 are brought to the finest grid in use, at finest one patch per 8 pixels, and their channels concatenated (Roth et al.,
@@ -10,9 +11,9 @@ PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,9 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
+from anomalib_lite.embedding.arithmetic import pick_arithmetic
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
+from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, Ranges
 from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
+from anomalib_lite.machine.integers import EngineName, onednn_fault, pick_engine
 from anomalib_lite.machine.processes import check_process
 
 Level = Literal["patch", "global"]
@@ -32,6 +36,8 @@ _FINEST_STRIDE = 8
 LARGEST_SIDE = 2048  # a model file from a stranger must not ask for a picture that fills the memory
 # Pixels of one pass: larger batches take more memory, and are no faster. Eight images of 512 × 512.
 _PASS_PIXELS = 1 << 21
+# Share of the length of a layer that integers may change it by. The networks with known layers change by TODO.
+_LARGEST_ERROR = 0.25
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -53,9 +59,14 @@ class Embedder:
     image_size : int, optional
         Images are resized to this square, in pixels. Default: the backbone's own.
     device, dtype : str
-        "auto" chooses CUDA when there is one, and bf16 where the hardware computes it.
+        "auto" chooses CUDA when there is one, and of float32 and bf16 the quicker one (`machine.measuring`). "int8"
+        computes in integers, once `calibrate` has shown it images, or `calibrated` was given what those left.
+    engine : "auto", "onednn" or "reference"
+        What computes integers; see `machine.integers`.
     batch_size : int
         Images per forward pass; changes speed and memory, not results beyond float rounding.
+    to_be_calibrated : bool
+        Whether `calibrate` will be called, so that "auto" may choose "int8" too.
 
     Raises
     ------
@@ -75,7 +86,9 @@ class Embedder:
         image_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        engine: EngineName = "auto",
         batch_size: int = 8,
+        to_be_calibrated: bool = False,
     ):
         if level not in ("patch", "global"):
             raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
@@ -85,7 +98,12 @@ class Embedder:
         check_image_size(self.image_size)
         self.batch_size = max(1, min(batch_size, _PASS_PIXELS // self.image_size**2))
         self.device = pick_device(device)
-        self.dtype = pick_dtype(dtype, self.device)
+        self._asked_for = engine
+        self.engine = pick_engine(engine, self.device)
+        if dtype not in ("auto", "int8"):
+            dtype = str(pick_dtype(dtype, self.device)).removeprefix("torch.")
+        self.ranges: Ranges | None = None
+        self._integers: IntegerNetwork | None = None
         if backbone == BUILTIN:
             if layers is not None:
                 raise ValueError("the built-in backbone has its own layers; leave them out")
@@ -97,12 +115,17 @@ class Embedder:
         self._weights = weights
         network = self.fresh_network()
         self.fingerprint = fingerprint(network)
-        network.eval().to(self.device, self.dtype)
-        self.network = network.to(memory_format=torch.channels_last)
-        shape = (1, 1, 1, 3)
+        self.weight_count = sum(tensor.numel() for tensor in network.parameters())
         mean, deviation = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
-        self._scale = (1 / (255 * deviation)).view(shape).to(self.device)
-        self._shift = (mean / deviation).view(shape).to(self.device)
+        self.pixel_scale = 1 / (255 * deviation), mean / deviation  # pixels are multiplied by, and then lowered by
+        self._scale, self._shift = (values.to(self.device) for values in self.pixel_scale)
+        self.dtype = "float32"
+        if dtype == "auto":
+            quickest = str(pick_dtype("auto", self.device)).removeprefix("torch.")
+            dtype = pick_arithmetic(self) if to_be_calibrated else quickest
+        self.dtype = dtype
+        network.eval().to(self.device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+        self.network = network.to(memory_format=torch.channels_last)
 
     def fresh_network(self) -> nn.Module:
         """Another copy of the network, float32 and in evaluation mode, to be changed or stored."""
@@ -114,22 +137,95 @@ class Embedder:
         """The same network, pooled at another level; shares its parameters."""
         if level == "patch" and backbones.PENULTIMATE in self.layers:
             raise ValueError("the penultimate layer has one vector per image; use level='global'")
-        other = copy.copy(self)
-        other.level = level
+        return self._but(level=level)
+
+    @property
+    def awaits_calibration(self) -> bool:
+        """Whether it computes in integers, and has not been shown images yet."""
+        return self.dtype == "int8" and self._integers is None
+
+    def uncalibrated(self) -> Embedder:
+        """The same network, to be calibrated anew; shares its parameters."""
+        return self._but(ranges=None, _integers=None)
+
+    def calibrate(self, images: np.ndarray) -> None:
+        """Learn from uint8 images (n, h, w, 3), as for `embed`, what range the values at every place have.
+
+        Where integers give embeddings that are too far from float32's, it goes on in float32, with a warning.
+        """
+        check_process()
+        blueprint = Blueprint(self.network, *self.pixel_scale)
+        step = self.batch_size
+        batches = [images[start : start + step] for start in range(0, len(images), step)]
+        with torch.inference_mode():
+            self._use(blueprint, blueprint.observe(self.preprocess(batch) for batch in batches))
+            trial = batches[0][:2]
+            error = _relative_error(self._outputs(trial), self.network(self.preprocess(trial)))
+        if error > _LARGEST_ERROR:
+            warnings.warn(
+                f"8-bit integers change what {self.backbone} gives by {error:.0%}; it computes in float32 instead. "
+                "Choose dtype='float32' to say so",
+                stacklevel=2,
+            )
+            self.dtype, self.ranges, self._integers = "float32", None, None
+
+    def calibrated(self, ranges: Ranges) -> Embedder:
+        """The same network in integers, with the `ranges` that another was calibrated to.
+
+        Raises
+        ------
+        ValueError
+            If they are not those of this network.
+        """
+        other = self.uncalibrated()
+        other._use(Blueprint(self.network, *self.pixel_scale), ranges)
         return other
+
+    def in_floats(self) -> Embedder:
+        """The same network in float32 or bf16, whichever is quicker here, if it would be calibrated; else itself."""
+        if self.dtype != "int8":
+            return self
+        other = self.uncalibrated()
+        other.dtype = str(pick_dtype("auto", self.device)).removeprefix("torch.")
+        if other.dtype == "bfloat16":
+            network = self.fresh_network().eval().to(self.device, torch.bfloat16)
+            other.network = network.to(memory_format=torch.channels_last)
+        return other
+
+    def _but(self, **changed: Any) -> Embedder:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__ | changed)
+        return other
+
+    def __getstate__(self) -> dict[str, Any]:  # what computes integers is made of functions, which cannot be sent
+        return {**self.__dict__, "_integers": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self.ranges is not None:
+            self._use(Blueprint(self.network, *self.pixel_scale), self.ranges)
+
+    def _use(self, blueprint: Blueprint, ranges: Ranges) -> None:
+        if self.engine == "reference" and self._asked_for == "auto" and self.device.type == "cpu":
+            warnings.warn(
+                f"int8 is computed in float32 here, with the same scores but no quicker: {onednn_fault()}", stacklevel=3
+            )
+        self._integers = IntegerNetwork(blueprint, ranges, self.engine, self.device, batch_size=self.batch_size)
+        self.ranges, self.dtype = dict(ranges), "int8"
 
     def parameters(self) -> dict[str, np.ndarray]:
         """Parameters in use, float32, to be stored with a model; read again, since they may run in bf16 here."""
         return {key: tensor.numpy() for key, tensor in self.fresh_network().state_dict().items()}
 
     def describe(self) -> dict[str, object]:
-        """What another machine needs to build the same embedder, JSON-able."""
+        """What another machine needs to build the same embedder, JSON-able; but for the `ranges` of int8."""
         return {
             "backbone": self.backbone,
             "layers": list(self.layers),
             "level": self.level,
             "image_size": self.image_size,
             "fingerprint": self.fingerprint,
+            "dtype": self.dtype,
         }
 
     def embed(self, images: np.ndarray) -> np.ndarray:
@@ -150,18 +246,27 @@ class Embedder:
         RuntimeError
             In a process forked after its parent computed.
         """
+        features = self.features(images)
+        return None if self.level == "global" else features.patches(), features.whole()
+
+    def features(self, images: np.ndarray) -> Features:
+        """What the network says of one batch, as for `embed`, not pooled yet.
+
+        Raises
+        ------
+        RuntimeError
+            In a process forked after its parent computed.
+        """
         check_process()
         with torch.inference_mode():
-            outputs = self.network(self.preprocess(images))
-            whole = pool_whole(outputs).cpu().numpy()
-            patches = _patches(outputs, self.image_size) if self.level == "patch" else None
-            return None if patches is None else patches.float().cpu().numpy(), whole
+            return Features(self._outputs(images), self.image_size)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
         """Shape of one image's embedding: (gh, gw, d) at the patch level, (d,) at the global level; without a pass."""
         empty = {key: tensor.to("meta") for key, tensor in self.network.state_dict().items()}
-        pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=self.dtype)
+        kind = next(iter(empty.values())).dtype
+        pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=kind)
         with torch.inference_mode():
             outputs = torch.func.functional_call(self.network, empty, (pixels,))
             pooled = _patches(outputs, self.image_size) if self.level == "patch" else pool_whole(outputs)
@@ -170,7 +275,72 @@ class Embedder:
     def preprocess(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
-        return (pixels * self._scale - self._shift).to(self.dtype).permute(0, 3, 1, 2)
+        kind = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+        return (pixels * self._scale - self._shift).to(kind).permute(0, 3, 1, 2)
+
+    def _outputs(self, images: np.ndarray) -> list[Tensor]:
+        if self.dtype != "int8":
+            return self.network(self.preprocess(images))
+        if self._integers is None:
+            raise RuntimeError("an embedder with dtype='int8' is shown images by calibrate first")
+        pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
+        try:
+            return self._integers(pixels)
+        except RuntimeError as error:
+            if self._integers.engine == "reference":
+                raise
+            warnings.warn(
+                f"engine 'onednn' failed ({str(error).strip().splitlines()[0]}); 'reference' goes on, which gives the "
+                "same scores and takes longer",
+                stacklevel=2,
+            )
+            self._integers = self._integers.by("reference")
+            return self._integers(pixels)
+
+
+class Features:
+    """Layers of a network for some images; pooled when it is asked for.
+
+    Parameters
+    ----------
+    layers : tensors (n, c, h, w), or (n, c) at the global level
+    image_size : int
+        Side of the images in pixels.
+    """
+
+    def __init__(self, layers: list[Tensor], image_size: int):
+        self.layers = layers
+        self.image_size = image_size
+
+    def __getitem__(self, i: int) -> Features:
+        """Those of one image."""
+        return Features([layer[i : i + 1] for layer in self.layers], self.image_size)
+
+    def patches(self) -> np.ndarray:
+        """float32 (n, gh, gw, d)."""
+        with torch.inference_mode():
+            return _patches(self.layers, self.image_size).float().cpu().numpy()
+
+    def whole(self) -> np.ndarray:
+        """float32 (n, d): means and standard deviations of the layers."""
+        with torch.inference_mode():
+            return pool_whole(self.layers).cpu().numpy()
+
+    def reduced(self, projection: Tensor, offset: Tensor) -> np.ndarray:
+        """Patches times `projection` (d, q) plus `offset` (q,), float32 (n, gh, gw, q).
+
+        Pooling and enlarging are linear in the channels, so a layer is projected at its own resolution, and before it
+        is pooled, where that leaves it fewer channels: half of the products, and no patch of all channels in memory.
+        """
+        with torch.inference_mode():
+            side = _finest(self.layers, self.image_size)
+            total = offset.to(self.layers[0].device).view(1, -1, 1, 1)
+            for layer, part in zip(self.layers, projection.split([len(x[0]) for x in self.layers]), strict=True):
+                shrinks = part.shape[1] < part.shape[0]
+                values = _projected(layer, part) if shrinks else F.avg_pool2d(layer, 3, stride=1, padding=1)
+                values = F.avg_pool2d(values, 3, stride=1, padding=1) if shrinks else _projected(values, part)
+                total = total + _to_grid(values, side)
+            return total.permute(0, 2, 3, 1).cpu().numpy()
 
 
 def weights_of(backbone: str, given: Weights | None, *, download: bool) -> Weights | None:
@@ -192,11 +362,29 @@ def standardised(images: Tensor) -> Tensor:
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
 
 
+def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
+    """The largest share, among the layers, that rounding changes of their length."""
+    pairs = zip(outputs, expected, strict=True)
+    return max(float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12)) for a, b in pairs)
+
+
 def _patches(outputs: list[Tensor], image_size: int) -> Tensor:
     """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
     averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]
-    side = min(max(level.shape[-1] for level in averaged), image_size // _FINEST_STRIDE)
+    side = _finest(outputs, image_size)
     return torch.cat([_to_grid(level, side) for level in averaged], dim=1).permute(0, 2, 3, 1)
+
+
+def _finest(layers: list[Tensor], image_size: int) -> int:
+    """Side of the grid that layers are brought to."""
+    return min(max(layer.shape[-1] for layer in layers), image_size // _FINEST_STRIDE)
+
+
+def _projected(layer: Tensor, projection: Tensor) -> Tensor:
+    """A layer (n, c, h, w) with its channels projected by (c, q), float32 (n, q, h, w), channels last in memory."""
+    n, c, h, w = layer.shape
+    rows = layer.permute(0, 2, 3, 1).reshape(-1, c).float()
+    return (rows @ projection.to(rows.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
 def _to_grid(level: Tensor, side: int) -> Tensor:

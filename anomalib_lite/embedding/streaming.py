@@ -5,15 +5,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
 
-from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.embedder import Embedder, Features, Level
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource
 
+# Images that int8 is calibrated on; TODO
+_CALIBRATING = 32
 OnUnreadable = Literal["skip", "raise"]
 
 
@@ -35,6 +38,34 @@ class EmbeddedImage:
         """The embedding as rows (n, d), n = 1 at the global level."""
         return self.embedding.reshape(-1, self.embedding.shape[-1])
 
+    def reduced(self, reduction: Reduction) -> np.ndarray:
+        """The rows after a reduction, float32 (n, q)."""
+        return reduction.transform(self.rows)
+
+
+class FreshImage(EmbeddedImage):
+    """An image that the network has just seen: what is not asked for is not computed."""
+
+    def __init__(self, image: LoadedImage, features: Features, level: Level):
+        self.__dict__.update(index=image.index, id=image.id, original_size=image.original_size)
+        self.__dict__.update(_features=features, _level=level)
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
+        features: Features = self.__dict__["_features"]
+        return features.patches()[0] if self.__dict__["_level"] == "patch" else self.whole
+
+    @cached_property
+    def whole(self) -> np.ndarray:
+        return self.__dict__["_features"].whole()[0]
+
+    def reduced(self, reduction: Reduction) -> np.ndarray:
+        linear = getattr(reduction, "linear", None)
+        if linear is None or self.__dict__["_level"] == "global":
+            return super().reduced(reduction)
+        rows = self.__dict__["_features"].reduced(*linear)
+        return rows.reshape(-1, rows.shape[-1])
+
 
 @dataclass
 class Intake:
@@ -51,6 +82,12 @@ class Intake:
             else:
                 self.sizes[image.index] = image.original_size
                 yield image
+
+
+class Reduction(Protocol):
+    """What brings rows (n, d) to rows (n, q); one that has `linear` is computed together with the pooling."""
+
+    def transform(self, X: np.ndarray) -> np.ndarray: ...
 
 
 @runtime_checkable
@@ -88,6 +125,8 @@ def embed_source(
         prefetch=2 * embedder.batch_size,
         on_unreadable=on_unreadable,
     )
+    if embedder.awaits_calibration:
+        loaded = _calibrating(embedder, loaded)
     bar = tqdm(loaded, desc=progress, total=len(indices), unit="image", file=sys.stderr, disable=progress is None)
     batch: list[LoadedImage] = []
     for image in bar:
@@ -124,7 +163,25 @@ def embed_whole(
     return np.stack([found[index] for index in kept]), kept
 
 
+def _calibrating(
+    embedder: Embedder, loaded: Iterator[LoadedImage | UnreadableImage]
+) -> Iterator[LoadedImage | UnreadableImage]:
+    """Calibrate the embedder on the first images of a stream, and pass all of them on."""
+    first: list[LoadedImage | UnreadableImage] = []
+    pixels: list[np.ndarray] = []
+    for image in loaded:
+        first.append(image)
+        if isinstance(image, LoadedImage):
+            pixels.append(image.pixels)
+        if len(pixels) == _CALIBRATING:
+            break
+    if pixels:
+        embedder.calibrate(np.stack(pixels))
+    yield from first
+    yield from loaded
+
+
 def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
-    patches, whole = embedder.embed_both(np.stack([image.pixels for image in batch]))
-    for image, embedding, vector in zip(batch, whole if patches is None else patches, whole, strict=True):
-        yield EmbeddedImage(image.index, image.id, embedding, vector, image.original_size)
+    features = embedder.features(np.stack([image.pixels for image in batch]))
+    for i, image in enumerate(batch):
+        yield FreshImage(image, features[i], embedder.level)

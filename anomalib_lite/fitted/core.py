@@ -136,9 +136,8 @@ class Fitted:
         """From training image to its score as if it had not been there, for those that calibrate."""
         return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
 
-    def score(self, rows: np.ndarray, image_size: tuple[int, int]) -> ScoredRows:
-        """Score the embedding of one image of `image_size` (height, width): rows (gh × gw, d)."""
-        reduced = self.reduction.transform(rows)
+    def score(self, reduced: np.ndarray, image_size: tuple[int, int]) -> ScoredRows:
+        """Score the reduced embedding (gh × gw, q) of one image of `image_size` (height, width)."""
         nearest = None
         if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
             patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)

@@ -58,7 +58,8 @@ class Plan:
     groups : int (n,) of the images, or None: shots of one part are looked for
     value_range : how the images were read, kept in the result
     copies : times that every image is shown, with consecutive indices; the first is the image as it is
-    parameters, embedder : kept in the result, see `Fitted`
+    parameters : kept in the result, see `Fitted`
+    embedder : gives what is kept of it in the result, when all is embedded
     """
 
     make_reduction: Callable[[int], Reduction]
@@ -73,7 +74,7 @@ class Plan:
     copies: int = 1
     value_range: tuple[int, int] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    embedder: Mapping[str, Any] = field(default_factory=dict)
+    embedder: Callable[[], Mapping[str, Any]] = dict
 
 
 def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -113,7 +114,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     held: dict[int, np.ndarray] = {}  # of images that calibrate, by index
     held_bytes = 0
     for image in _emptying(sample, stream):
-        rows = reduction.transform(image.rows)
+        rows = image.reduced(reduction)
         kept = selection.kept(rows, roles.group(image.index))
         collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept, roles.fold(image.index))
         roles.see(image.index, image.whole)
@@ -133,7 +134,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
             roles.see(image.index, image.whole)
-            calibrate(scorer, reduction.transform(image.rows), image.index)
+            calibrate(scorer, image.reduced(reduction), image.index)
         roles.put_twins_together()
     else:
         rest = [index for index in intake.sizes if roles.calibrates(index) and index not in held]
@@ -146,7 +147,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
             for index in [index for index in held if roles.fold(index) == fold]:
                 calibrate(unseen, held.pop(index), index)
             while waiting is not None and roles.fold(waiting.index) == fold:
-                calibrate(unseen, reduction.transform(waiting.rows), waiting.index)
+                calibrate(unseen, waiting.reduced(reduction), waiting.index)
                 waiting = next(again, None)
     del X
     return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
@@ -276,7 +277,7 @@ def _finished(
         value_range=plan.value_range,
         history=(Record.of("fit", calibration, [ids[i * copies] for i in calibrating.tolist()]),),
         parameters=plan.parameters,
-        embedder=plan.embedder,
+        embedder=plan.embedder(),
     )
 
 

@@ -1,22 +1,16 @@
-"""What this machine computes fast: the device and the number format, chosen at run time.
-
-bf16 is used only where the processor names bf16 instructions, since it is emulated elsewhere. Whether it is the faster
-one there the names do not tell; `dtype="float32"` decides by hand.
-"""
+"""What this machine computes with: the device and the number format, chosen at run time by measurement."""
 
 from __future__ import annotations
 
-import platform
-from functools import lru_cache
-from pathlib import Path
-from typing import Literal
+from collections.abc import Callable
 
 import torch
 
-DeviceName = Literal["auto", "cpu", "cuda"]
-DtypeName = Literal["auto", "float32", "bfloat16"]
+from anomalib_lite.machine.measuring import measured, quickest
 
-_BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 names, then Arm's, as in /proc/cpuinfo
+DTYPES = ("float32", "bfloat16")
+# Where neither is clearly quicker, float32: its scores are those of any other machine.
+_TRIAL = (8, 64, 64, 64)  # images, channels, height, width of the convolutions that decide
 
 
 def pick_device(device: str = "auto") -> torch.device:
@@ -38,7 +32,9 @@ def pick_device(device: str = "auto") -> torch.device:
 
 
 def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch.dtype:
-    """Return the number format for network passes: bf16 where the hardware has it, else float32.
+    """The number format for passes through networks: the one asked for, or the quicker of float32 and bf16 here.
+
+    "auto" measures convolutions forward and backward, once per machine (`machine.measuring`).
 
     Raises
     ------
@@ -46,29 +42,39 @@ def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch
         If `dtype` is none of "auto", "float32", "bfloat16".
     """
     if dtype == "auto":
-        return torch.bfloat16 if has_fast_bf16(device or torch.device("cpu")) else torch.float32
-    if dtype not in ("float32", "bfloat16"):
+        dtype = quickest(dtype_times(device or torch.device("cpu")), DTYPES)
+    if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; choose 'auto', 'float32' or 'bfloat16'")
     return torch.float32 if dtype == "float32" else torch.bfloat16
+
+
+def dtype_times(device: torch.device) -> dict[str, float]:
+    """Milliseconds of convolutions forward and backward, by dtype, measured once per machine."""
+    n, channels, height, width = _TRIAL
+    question = f"training on {device.type}: two convolutions 3 × 3 of {n} × {channels} × {height} × {width}"
+
+    def trials() -> dict[str, Callable[[], object]]:
+        images = torch.rand(_TRIAL, device=device).contiguous(memory_format=torch.channels_last)
+        layers = [torch.nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2)]
+        network = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1]).to(device)
+        network.to(memory_format=torch.channels_last)
+
+        def train(dtype: torch.dtype) -> None:
+            with torch.enable_grad(), autocast(device, dtype):
+                network(images).float().square().mean().backward()
+            wait_for(device)
+
+        return {name: lambda name=name: train(getattr(torch, name)) for name in DTYPES}  # type: ignore[misc]
+
+    return measured(question, trials)
+
+
+def wait_for(device: torch.device) -> None:
+    """Return when the device has computed what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> torch.autocast:
     """Passes in `dtype` through parameters kept in float32, as training needs them; float32 changes nothing."""
     return torch.autocast(device.type, dtype, enabled=dtype is not torch.float32)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Tell whether matrix products in bf16 run on hardware instructions rather than emulated."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8  # Ampere is the first with bf16 units
-    return device.type == "cpu" and _cpu_has_bf16()
-
-
-@lru_cache(maxsize=1)
-def _cpu_has_bf16() -> bool:
-    if platform.system() != "Linux":
-        return False  # no instruction list to read there: float32 is right everywhere
-    for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-        if line.lower().startswith(("flags", "features")):
-            return bool(_BF16_FLAGS & set(line.split(":", 1)[1].split()))
-    return False

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from anomalib_lite.machine.threads import limit_threads
+
 _computed = False
 _orphaned = False
 
@@ -27,6 +29,8 @@ def check_process() -> None:
             "fork does not copy; start workers with multiprocessing.get_context('spawn') (or 'forkserver'), or fork "
             "before anything is fitted or scored"
         )
+    if not _computed:
+        limit_threads()
     _computed = True
 
 

@@ -83,7 +83,7 @@ def write_report(
     opened = detector.open(images)
     source = opened if isinstance(opened, Thumbnails) else Thumbnails(opened)
     if scores is None:
-        scores = detector.score(source)
+        scores = detector.score(source, vectors=True)
     if len(scores) == 0:
         reasons = "".join(f"\n  {entry.reason}" for entry in scores.unreadable[:5])
         raise ValueError(f"none of {len(source)} images can be read; there is nothing to report{reasons}")

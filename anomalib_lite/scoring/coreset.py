@@ -7,7 +7,9 @@ The plain loop reads all n rows once per centre and is bound by memory. Here dis
 which can only shrink, serve as upper bounds: the next centre is looked for in a small pool of the
 rows with the largest bounds, and as long as the best of the pool beats every bound outside, it *is* the
 farthest row. Only when it no longer does are all rows brought up to date, against every centre chosen
-meanwhile, in one matrix product. The traversal is the same as the plain loop's.
+meanwhile, in one matrix product. Within the pool, distances to the few rows that are likely next are computed together.
+The traversal is the same as the plain loop's. (Leaving out rows that the triangle inequality keeps at their centre, as
+Elkan, ICML 2003, does for k-means, was tried: 7 % of patch rows are, which saves nothing.)
 """
 
 from __future__ import annotations
@@ -18,10 +20,9 @@ from torch import Tensor
 
 from anomalib_lite.machine.processes import check_process
 
-# Rows that fit the second-level cache with their vectors (4096 × 128 floats = 2 MB).
-_POOL = 4096
-# Rows per block when all rows are updated: block × pending centres stay in cache.
-_BLOCK = 4096
+_POOL = 2048  # rows among which the next centres are looked for
+_LIKELY = 64  # of these, the farthest, whose distances to the pool are computed in one product
+_BLOCK = 4096  # rows per block when rows are brought up to date: block × pending centres stay in cache
 
 
 def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple[np.ndarray, float]:
@@ -85,20 +86,26 @@ def greedy_k_center(X: np.ndarray, size: int, *, random_state: int = 0) -> tuple
 def _traverse_pool(bounds: Tensor, rows: Tensor, norms: Tensor, wanted: int) -> list[int]:
     """Take centres from the rows with the largest bounds for as long as they are surely the farthest."""
     size = min(_POOL, len(bounds))
-    distance, pool = torch.topk(bounds, size, sorted=True)  # (size,) squared
-    outside = float(distance[-1]) if size < len(bounds) else 0.0
+    farthest, pool = torch.topk(bounds, size, sorted=True)  # (size,) squared
+    outside = float(farthest[-1]) if size < len(bounds) else 0.0
     members, member_norms = rows[pool], norms[pool]
+    distance = farthest.numpy()
     taken: list[int] = []
     while len(taken) < wanted:
-        farthest = int(distance.argmax())
-        reach = float(distance[farthest])
-        if reach <= 0 or (reach < outside and taken):
-            break
-        taken.append(int(pool[farthest]))
-        to_centre = torch.addmv(member_norms + member_norms[farthest], members, members[farthest], alpha=-2)
-        torch.minimum(distance, _without_rounding(to_centre, member_norms), out=distance)
-        distance[farthest] = 0
-    return taken
+        likely = torch.from_numpy(np.argpartition(-distance, min(_LIKELY, size) - 1)[:_LIKELY].copy())
+        squared = torch.addmm(member_norms, members[likely], members.T, alpha=-2).add_(member_norms[likely][:, None])
+        to_likely = _without_rounding(squared, member_norms).numpy()
+        position = {row: i for i, row in enumerate(likely.tolist())}
+        while len(taken) < wanted:
+            best = int(distance.argmax())
+            if distance[best] <= 0 or (distance[best] < outside and taken):
+                return pool[taken].tolist()
+            if best not in position:
+                break
+            taken.append(best)
+            np.minimum(distance, to_likely[position[best]], out=distance)
+            distance[best] = 0
+    return pool[taken].tolist()
 
 
 def _tighten(bounds: Tensor, rows: Tensor, norms: Tensor, centres: list[int]) -> None:

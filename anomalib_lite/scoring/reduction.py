@@ -15,6 +15,7 @@ from anomalib_lite.scoring.base import check_state
 
 # Components with less than this share of the largest variance are float32 rounding, not signal.
 _NOISE_FLOOR = 1e-7
+_CHUNK = 2048  # rows that `fit` takes in at a time
 
 
 class PCA:
@@ -80,7 +81,9 @@ class PCA:
             return self
         self.__dict__.pop("components_", None)
         self._rows, self._mean, self._scatter = 0, None, None
-        return self.partial_fit(X).finish()
+        for start in range(0, len(X), _CHUNK):  # what a chunk leaves behind while it is taken in stays in the cache
+            self.partial_fit(X[start : start + _CHUNK])
+        return self.finish()
 
     def partial_fit(self, X: np.ndarray) -> PCA:
         """Take in one more chunk of rows (n, d); call `finish` after the last.
@@ -101,8 +104,9 @@ class PCA:
             return self
         mean = X.mean(axis=0, dtype=np.float64)
         centred = X - mean.astype(X.dtype)
-        # Products in the rows' own precision (fast), sums across chunks in float64.
-        scatter = (centred.T @ centred).astype(np.float64)
+        # Products in the rows' own precision (fast), sums across chunks in float64. By torch, as in `transform`.
+        factor = torch.from_numpy(centred)
+        scatter = (factor.T @ factor).numpy().astype(np.float64)
         if self._mean is None or self._scatter is None:
             self._rows, self._mean, self._scatter = len(X), mean, scatter
             return self
@@ -140,6 +144,11 @@ class PCA:
         # (x - mean) P = x P - mean P: one pass over X instead of two. By torch, whose threads the network uses
         # too: numpy's own pool would spin against them (measured: scoring one image 1.6 times slower).
         return torch.addmm(self._offset, torch.from_numpy(X), self._projection).numpy()
+
+    @property
+    def linear(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Projection (d, n_components_) and offset (n_components_,), float32: `transform` is X @ these + offset."""
+        return self._projection, self._offset
 
     def residual(self, X: np.ndarray) -> np.ndarray:
         """Distance (n,) of rows (n, d) to the subspace of the components, in the (standardised) unit of the rows.

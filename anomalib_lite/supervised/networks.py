@@ -136,7 +136,7 @@ def blocks(backbone: nn.Module) -> dict[str, list[nn.Parameter]]:
     """Parameters by block, in the order of the network: layer1, layer2, ...; features.0, features.2, ..."""
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in backbone.named_parameters():
-        parts = name.removeprefix("graph.").split(".")
+        parts = name.removeprefix("body.").split(".")
         # VGG, MobileNet and SqueezeNet keep everything in one container.
         found.setdefault(".".join(parts[: 2 if parts[0] == "features" else 1]), []).append(parameter)
     return found
