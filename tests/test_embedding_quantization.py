@@ -171,7 +171,7 @@ class TestBlueprint:
         for network, reason in (
             (Twice(), "uses its pixels elsewhere"),
             (Depends(), "cannot be traced"),
-            (Squares(), "does more to its pixels than scale them"),
+            (Squares(), "does more to its pixels before"),
             (nn.Sequential(nn.Flatten(), nn.Linear(12, 2)), "uses its pixels elsewhere"),
         ):
             with pytest.raises(NotQuantizableError, match=reason):

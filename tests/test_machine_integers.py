@@ -11,7 +11,10 @@ CPU = torch.device("cpu")
 needs_onednn = pytest.mark.skipif(bool(onednn_fault()), reason=onednn_fault())
 
 
-def a_convolution(source=Steps(0.02), result=Steps(0.05), added=None, relu=True, groups=1, side=3, seed=0):
+FINE, COARSE = Steps(0.02), Steps(0.05)
+
+
+def a_convolution(source=FINE, result=COARSE, added=None, relu=True, groups=1, side=3, seed=0):
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randint(-127, 128, (32, 32 // groups, side, side), generator=generator, dtype=torch.int8)
     scale = torch.rand(32, generator=generator) * 1e-3 + 1e-4
