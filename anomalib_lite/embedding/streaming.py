@@ -50,7 +50,7 @@ class FreshImage(EmbeddedImage):
         self.__dict__.update(index=image.index, id=image.id, original_size=image.original_size)
         self.__dict__.update(_features=features, _level=level)
 
-    @cached_property
+    @property
     def embedding(self) -> np.ndarray:
         features: Features = self.__dict__["_features"]
         return features.patches()[0] if self.__dict__["_level"] == "patch" else self.whole

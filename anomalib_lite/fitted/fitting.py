@@ -26,7 +26,7 @@ from anomalib_lite.fitted.folds import assign_folds, left_out
 from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
 from anomalib_lite.fitted.roles import Roles
-from anomalib_lite.fitted.rows import FoldedRows, RowSelection
+from anomalib_lite.fitted.rows import FoldedRows, RowSelection, enlarged
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.machine.memory import available_bytes
 from anomalib_lite.scoring import Scorer, image_score
@@ -92,10 +92,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     stream = intake.readable(embed(roles.learnt))
     scorer = plan.make_scorer()
     least = _least(least_images(scorer), plan)
-    sample = _first(stream, _SAMPLE_BYTES, least, roles)
-    _require_enough(roles, sample, intake, least)
-    grid = sample[0].embedding.shape[:2]
-    X = np.concatenate([image.rows for image in sample])
+    sample, X, grid = _first(stream, _SAMPLE_BYTES, least, roles)
+    _require_enough(roles, sample, X.reshape(max(1, len(sample)), -1), intake, least)
     reduction = plan.make_reduction(min(X.shape)).fit(X)
     selection = plan.selection
     if selection.trim:
@@ -104,7 +102,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     del X
 
     if scorer.max_rows is None:
-        _require_memory(len(roles.learnt) * grid[0] * grid[1], reduction.transform(sample[0].rows[:1]).shape[1])
+        _require_memory(len(roles.learnt) * grid[0] * grid[1], sample[0].reduced(reduction).shape[1])
     collected = FoldedRows(
         int(roles.folds.max()) + 1,
         scorer.max_rows,
@@ -167,11 +165,11 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     intake = Intake()
     learnt = list(intake.readable(embed(roles.learnt)))
     # Calibration leaves one out, and what is left has to vary.
-    _require_enough(roles, learnt, intake, _least(3, plan))
+    X = np.array([image.embedding for image in learnt])
+    _require_enough(roles, learnt, X, intake, _least(3, plan))
     for image in learnt:
         roles.see(image.index, image.whole)
     roles.put_twins_together()
-    X = np.stack([image.embedding for image in learnt])
     index = np.array([image.index for image in learnt])
     groups = roles.groups[index // plan.copies]
 
@@ -281,8 +279,10 @@ def _finished(
     )
 
 
-def _require_enough(roles: Roles, images: list[EmbeddedImage], intake: Intake, least: int) -> None:
-    """Refuse too few images or groups, and images that are all the same; varied copies do not count."""
+def _require_enough(
+    roles: Roles, images: list[EmbeddedImage], embeddings: np.ndarray, intake: Intake, least: int
+) -> None:
+    """Refuse too few images or groups, and embeddings (n, …) that are all the same; varied copies do not count."""
     copies = roles.copies
     n_images, n_groups = len({i.index // copies for i in images}), len({roles.group(i.index) for i in images})
     if n_images < least:
@@ -299,7 +299,7 @@ def _require_enough(roles: Roles, images: list[EmbeddedImage], intake: Intake, l
             "some dozens are recommended"
         )
     # Of many large images only a few are held; that those are the same may be chance.
-    upright = [image.embedding for image in images if image.index % copies == 0]
+    upright = [embedding for image, embedding in zip(images, embeddings, strict=True) if image.index % copies == 0]
     n_given = len(roles.learnt)
     if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
         return
@@ -332,18 +332,26 @@ def _least(images: int, plan: Plan) -> int:
     return images if plan.calibration == "cross" else max(images - 1, 1)
 
 
-def _first(stream: Iterator[EmbeddedImage], budget: int, least: int, roles: Roles) -> list[EmbeddedImage]:
-    """The first images of a stream, as many as fit the budget in bytes, but of `least` groups."""
+def _first(
+    stream: Iterator[EmbeddedImage], budget: int, least: int, roles: Roles
+) -> tuple[list[EmbeddedImage], np.ndarray, tuple[int, int]]:
+    """The first images of a stream, as many as fit the budget in bytes, but of `least` groups; their rows and grid."""
     sample: list[EmbeddedImage] = []
     groups: set[int] = set()
-    used = 0
+    X, used, grid = np.empty((0, 0), dtype=np.float32), 0, (0, 0)
     for image in stream:
+        embedding = image.embedding
+        grid = embedding.shape[0], embedding.shape[1]
+        rows = embedding.reshape(-1, embedding.shape[-1])
+        if used + len(rows) > len(X):  # at once all that the budget allows, which costs memory only as it is filled
+            X = enlarged(X[:used], max(used + len(rows), -(-budget // rows.nbytes) * len(rows)), rows)
+        X[used : used + len(rows)] = rows
+        used += len(rows)
         sample.append(image)
         groups.add(roles.group(image.index))
-        used += image.embedding.nbytes
-        if used >= budget and len(groups) >= least:
+        if used * rows.itemsize * rows.shape[1] >= budget and len(groups) >= least:
             break
-    return sample
+    return sample, X[:used], grid
 
 
 def _emptying(sample: list[EmbeddedImage], stream: Iterator[EmbeddedImage]) -> Iterator[EmbeddedImage]:

@@ -118,7 +118,8 @@ class RowCollector:
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """All rows kept (n, d) and their origins (n, 2): image and patch number; the collector is emptied."""
         rows, origins = self._rows[: self._count], self._origins[: self._count]
-        self._rows, self._origins, self._count = self._rows[:0], self._origins[:0], 0
+        # Not slices of them, which would keep the memory.
+        self._rows, self._origins, self._count = np.empty((0, 0), dtype=np.float32), np.empty((0, 2), dtype=np.int64), 0
         return rows, origins
 
     def _append(self, rows: np.ndarray, origins: np.ndarray) -> None:
@@ -128,8 +129,8 @@ class RowCollector:
         if end > len(self._rows):
             # Without a budget the block doubles, so that every row is moved once or twice.
             capacity = 2 * end if self.budget is None else max(end, self.budget + len(rows))
-            self._rows = _enlarged(self._rows[: self._count], capacity, rows)
-            self._origins = _enlarged(self._origins[: self._count], len(self._rows), origins)
+            self._rows = enlarged(self._rows[: self._count], capacity, rows)
+            self._origins = enlarged(self._origins[: self._count], len(self._rows), origins)
         self._rows[self._count : end] = rows
         self._origins[self._count : end] = origins
         self._count = end
@@ -189,10 +190,13 @@ class FoldedRows:
         parts = []
         for fold in np.unique(folds):
             own = [folds[origins[:, 0]] == fold for _, origins in blocks]
-            found = [block[mine] for (block, _), mine in zip(blocks, own, strict=True) if mine.any()]
+            # What lies together already, as all of a fold does unless twins have moved, is not copied.
+            found = [
+                block if mine.all() else block[mine] for (block, _), mine in zip(blocks, own, strict=True) if mine.any()
+            ]
             if not found:
                 continue
-            rows = np.concatenate(found)
+            rows = found[0] if len(found) == 1 else np.concatenate(found)
             origins = np.concatenate([origins[mine] for (_, origins), mine in zip(blocks, own, strict=True)])
             if len(rows) > self.coreset_size:
                 kept, _ = greedy_k_center(rows, self.coreset_size, random_state=self.random_state)
@@ -201,7 +205,7 @@ class FoldedRows:
         return np.concatenate([rows for rows, _ in parts]), np.concatenate([origins for _, origins in parts])
 
 
-def _enlarged(kept: np.ndarray, capacity: int, like: np.ndarray) -> np.ndarray:
+def enlarged(kept: np.ndarray, capacity: int, like: np.ndarray) -> np.ndarray:
     """An array of `capacity` rows that begins with `kept`; the rest costs memory only when it is written to."""
     larger = np.empty((capacity, like.shape[1]), dtype=like.dtype)
     if len(kept):  # before the first rows nobody knows their width

@@ -24,6 +24,7 @@ import torch
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.threads import usable_cores
+from anomalib_lite.version import __version__
 
 Trials = Mapping[str, Callable[[], object]]
 _ROUNDS = 5
@@ -108,6 +109,7 @@ def describe_machine() -> dict[str, str]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "torch": torch.__version__,
         "faiss": importlib.metadata.version("faiss-cpu"),
+        "anomalib_lite": __version__,
     }
 
 

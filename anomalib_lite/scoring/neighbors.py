@@ -218,11 +218,11 @@ class _Floats:
         m, d = rows.shape
         padded = -(-m // _PADDED) * _PADDED
         self.factors = torch.zeros(padded, d + 2 * _PARTS, device=rows.device, dtype=dtype)
-        self.factors[:m] = torch.cat(_factors(rows, dtype), dim=1)
+        self.factors[:m] = torch.cat(factors_of(rows, dtype), dim=1)
         self.factors[m:, -_PARTS] = _NEVER  # padding can never win
 
     def similarity(self, queries: Tensor) -> Tensor:
-        rounded, ones, halves = _factors(queries, self.factors.dtype, lowered=True)
+        rounded, ones, halves = factors_of(queries, self.factors.dtype, lowered=True)
         # q·b - |q|²/2 - |b|²/2 = -|q - b|²/2, summed in float32 inside the product: near zero for near rows, so
         # rounding the result costs a share of the distance, not of the much larger norms.
         return torch.cat([rounded, halves, ones], dim=1) @ self.factors.T
@@ -308,20 +308,35 @@ def search_times(rows: int, dimension: int) -> dict[str, float]:
     return measured(f"search: {TRIAL_QUERIES} × {rows} × {dimension}", trials)
 
 
-def _factors(rows: Tensor, dtype: torch.dtype, *, lowered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+def factors_of(rows: Tensor, dtype: torch.dtype, *, lowered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (n, d) in `dtype`, ones (n, parts), and minus half the squared norms in as many parts.
 
-    `lowered` by a little more than rounding, so that no similarity is above 0.
+    Rows, these halves and ones, times other rows, ones and their halves, are minus half the squared distances. If they
+    are `lowered`, by a little more than rounding, none of these is above 0.
     """
     rounded = rows.to(dtype)
-    left = -(rounded.float() ** 2).sum(dim=1, keepdim=True) / 2
-    if lowered:
-        left = left * (1 + 2.0**-12) - 1e-30
+    norms = (rounded.float() ** 2).sum(dim=1, keepdim=True)
+    left = -norms / 2 - lowered_by(norms) if lowered else -norms / 2
     parts = []
     for _ in range(_PARTS):
         parts.append(left.to(dtype))
         left = left - parts[-1].float()
     return rounded, rounded.new_ones(len(rows), _PARTS), torch.cat(parts, dim=1)
+
+
+def lowered_by(norms: Tensor) -> Tensor:
+    """What `factors_of` lowers by, of rows with these squared norms."""
+    return norms * 2.0**-13 + 1e-30
+
+
+def maxima_of_negative(values: Tensor, dim: int) -> Tensor:
+    """Largest values along `dim` of what is nowhere above 0.
+
+    bf16 is compared as integers, in half the time: the larger negative number has the smaller bits.
+    """
+    if values.dtype is not torch.bfloat16:
+        return values.amax(dim=dim)
+    return values.view(torch.int16).amin(dim=dim).view(torch.bfloat16)
 
 
 def _largest(values: Tensor, count: int, negative: bool) -> tuple[Tensor, Tensor]:
@@ -335,20 +350,10 @@ def _largest(values: Tensor, count: int, negative: bool) -> tuple[Tensor, Tensor
     # A group's members lie `groups` apart: the maximum then runs over whole contiguous rows, 4 times faster.
     grouped = values.view(n, group, groups)
     # The j-th largest value lies in one of the j groups with the largest maxima.
-    best = _first(_maxima(grouped, negative), count)  # (n, count)
+    best = _first(maxima_of_negative(grouped, 1) if negative else grouped.amax(dim=1), count)  # (n, count)
     members = grouped.gather(2, best[:, None, :].expand(-1, group, -1)).flatten(1)  # (n, group × count)
     position = _first(members, count)
     return members.gather(1, position), position // count * groups + best.gather(1, position % count)
-
-
-def _maxima(grouped: Tensor, negative: bool) -> Tensor:
-    """Largest values (n, groups) of (n, group, groups).
-
-    Negative bf16 is compared as integers, in half the time: the larger number has the smaller bits.
-    """
-    if grouped.dtype is not torch.bfloat16 or not negative:
-        return grouped.amax(dim=1)
-    return grouped.view(torch.int16).amin(dim=1).view(torch.bfloat16)
 
 
 def _first(values: Tensor, count: int) -> Tensor:
