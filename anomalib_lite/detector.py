@@ -445,6 +445,23 @@ class Detector:
             reading=reading,
         )
 
+    def warm_up(self) -> Detector:
+        """Compute once what the first picture, and the first full batch, would otherwise wait for.
+
+        Weights are laid out for a number of pictures, and kernels made, when they are first needed. Returns the
+        detector.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        """
+        side = self.embedder.image_size
+        grey = np.full((side, side, 3), 128, dtype=np.uint8)
+        for count in (self.embedder.batch_size, 1, 1):
+            self.score([grey] * count)
+        return self
+
     def open(self, images: Any) -> ImageSource:
         """New images as an `ImageSource` that reads them as those of the fit were read."""
         return open_source(images, replace(self.reading, value_range=self.fitted_.value_range))
@@ -636,7 +653,7 @@ class Detector:
         device, dtype, engine, batch_size, workers, max_pixels : as for `Detector`
             By default as they were chosen for the fit, but that a device or an engine that this machine lacks becomes
             "auto", and a dtype "auto" the one it was fitted in, so that scores stay the same; only bf16 becomes float32
-            where that is quicker. "int8" is for what was fitted in it.
+            where that is quicker. What was fitted in "int8" can only be computed so, and nothing else can.
         progress : as for `Detector`
 
         Raises

@@ -67,13 +67,12 @@ def open_model(
     # What is wrong with these is not the fault of the file.
     device = pick_device(given["device"] or "auto")
     pick_engine(given["engine"] or "auto", device)
-    if given["dtype"] == "int8":
-        if _fitted_in(values) != "int8":
-            raise ValueError(
-                f"{name} was fitted in {_fitted_in(values)} and knows no ranges for int8; fit again for it"
-            )
-    elif given["dtype"] not in (None, "auto"):
+    if given["dtype"] not in (None, "auto", "int8"):
         pick_dtype(given["dtype"], device)
+    asked, fitted_in = given["dtype"], _fitted_in(values)
+    if asked not in (None, "auto", fitted_in) and "int8" in (asked, fitted_in):
+        # Rounding to 8 bits moves all vectors of a model: measured against others, every picture looks odd.
+        raise ValueError(f"{name} was fitted in {fitted_in} and cannot be computed in {asked}; fit again for it")
     backbone = {
         key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
         for key in [key for key in arrays if key.startswith("backbone.")]

@@ -60,7 +60,7 @@ def main() -> None:
         source = open_mvtec(folder).train
         for level in arguments.levels:
             embedder = Detector(level=level, **chosen).embedder
-            known = {image.index: image for image in embed_source(embedder, source, np.arange(len(source)))}
+            known = {image.index: image.stored() for image in embed_source(embedder, source, np.arange(len(source)))}
             for scorer in arguments.scorers:
                 p_values, seconds = [], []
                 for draw in range(arguments.draws):

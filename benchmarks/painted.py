@@ -77,9 +77,9 @@ def main() -> None:
         embedder = Detector(dtype="float32").embedder
         every = np.arange(len(source))
         found: dict[float, list[tuple[float, float]]] = {local: [] for local in arguments.local}
-        plain = {image.index: image for image in embed_source(embedder, source, every)}
+        plain = {image.index: image.stored() for image in embed_source(embedder, source, every)}
         for draw in range(arguments.draws):
-            bad = {image.index: image for image in embed_source(embedder, Painted(source, draw), every)}
+            bad = {image.index: image.stored() for image in embed_source(embedder, Painted(source, draw), every)}
             learnt, new = np.array_split(np.random.default_rng(draw).permutation(sorted(plain)), 2)
             for local in arguments.local:
                 scorer = KNNScorer(local=local, random_state=draw)

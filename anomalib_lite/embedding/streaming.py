@@ -42,6 +42,10 @@ class EmbeddedImage:
         """The rows after a reduction, float32 (n, q)."""
         return reduction.transform(self.rows)
 
+    def stored(self) -> EmbeddedImage:
+        """As plain arrays, for those who keep many."""
+        return EmbeddedImage(self.index, self.id, self.embedding, self.whole, self.original_size)
+
 
 class FreshImage(EmbeddedImage):
     """An image that the network has just seen: what is not asked for is not computed."""

@@ -7,7 +7,6 @@ processes, and faiss and torch are not forked with their OpenMP pools (which is 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ from PIL import Image
 
 from anomalib_lite.images.reading import UnreadableImageError, deepest_value
 from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource
+from anomalib_lite.machine.threads import usable_cores
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def load(
     if on_unreadable not in ("skip", "raise"):
         raise ValueError(f"on_unreadable={on_unreadable!r}: give 'skip' or 'raise'")
     if workers is None:
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, usable_cores())
     if workers < 0:
         raise ValueError(f"workers={workers}: give the number of decoding threads, or 0 for none")
     prefetch = 2 * workers if prefetch is None else prefetch
@@ -161,7 +161,7 @@ def guess_value_range(source: ImageSource, *, workers: int | None = None) -> tup
     """
     if not isinstance(source, FolderSource | ListSource):
         return None
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    workers = min(8, usable_cores()) if workers is None else workers
     largest = 0
 
     def deepest(i: int) -> int:

@@ -111,6 +111,8 @@ class _FlatSearch:
     def __init__(self, bank: np.ndarray):
         import faiss
 
+        if faiss.omp_get_max_threads() > torch.get_num_threads():  # it sees no quota, see machine.threads
+            faiss.omp_set_num_threads(torch.get_num_threads())
         self.bank = bank
         self.centre = bank.mean(axis=0)
         self.index = faiss.IndexFlatL2(bank.shape[1])
