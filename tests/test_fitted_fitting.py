@@ -389,7 +389,7 @@ class TestVariations:
 
     @pytest.mark.parametrize("change", ["noise", "blur"])
     def test_make_another_camera_ordinary(self, many, change):
-        """Under more noise, or out of focus, the plain detector alarms at good parts; the one that was told does not."""
+        """Under noise, or out of focus, the plain detector alarms at good parts; the one that was told does not."""
         rng = np.random.default_rng(0)
         changed = [
             np.clip(pixels + rng.normal(0, 10, pixels.shape), 0, 255).astype(np.uint8)

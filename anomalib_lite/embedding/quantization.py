@@ -24,6 +24,9 @@ from anomalib_lite.embedding.backbones import fold_batch_norm
 from anomalib_lite.machine.integers import Convolution, Steps, make_kernel
 
 Ranges = Mapping[str, tuple[float, float]]
+# Values kept of a batch at every place, and the shares of their range that are tried.
+_SAMPLE = 1 << 15
+_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")
 _MAXIMA = (F.max_pool2d, torch.max_pool2d)
@@ -79,12 +82,12 @@ class Blueprint:
         self._find_places()
 
     def observe(self, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
-        """The range of values at every place, of standardised images (n, 3, h, w), float32."""
+        """The range to be kept at every place, from standardised images (n, 3, h, w), float32."""
         watcher = _Watcher(self.graph, {node.name for node in self.places})
         with torch.inference_mode():
             for images in batches:
                 watcher.run(images)
-        return watcher.ranges
+        return watcher.ranges()
 
     def steps(self, ranges: Ranges) -> dict[fx.Node, Steps]:
         """The steps at every place; places that are joined share theirs.
@@ -345,20 +348,37 @@ class IntegerNetwork:
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph, and keeps the lowest and highest value of some nodes."""
+    """Runs a graph, and keeps values of some nodes: a sample, and the lowest and highest."""
 
     def __init__(self, graph: fx.GraphModule, names: set[str]):
         super().__init__(graph)
         self.names = names
-        self.ranges: dict[str, tuple[float, float]] = {}
+        self.values: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.names:
-            low, high = (float(end) for end in result.aminmax())
-            before = self.ranges.get(n.name, (low, high))
-            self.ranges[n.name] = min(low, before[0]), max(high, before[1])
+            values = result.permute(0, 2, 3, 1).flatten() if result.dim() == 4 else result.flatten()
+            ends = torch.stack(values.aminmax())
+            self.values[n.name].append(torch.cat([values[:: max(1, len(values) // _SAMPLE)], ends]).float().cpu())
         return result
+
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """By name, the range in which 256 steps round the values with the least squared error.
+
+        Beyond it values are cut off; most of a wider one's steps would serve a few of them.
+        """
+        found = {}
+        for name, parts in self.values.items():
+            values = torch.cat(parts)
+            low, high = (float(end) for end in values.aminmax())
+            errors = {}
+            for share in _SHARES:
+                steps = Steps.spanning(share * low, share * high)
+                errors[share] = float((steps.real(steps.quantized(values)) - values).square().mean())
+            best = min(_SHARES, key=errors.__getitem__)
+            found[name] = best * low, best * high
+        return found
 
 
 def _bordered(images: Tensor, padding: tuple[int, ...], border: Tensor) -> Tensor:
