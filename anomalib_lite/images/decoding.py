@@ -119,6 +119,7 @@ class Decoded(NamedTuple):
     white: int | None  # the value of white in integers of more than 8 bits
     lossy: bool = False
     notes: tuple[str, ...] = ()
+    original: tuple[int, int] | None = None  # (H, W) it is stored with, where it was decoded smaller
 
 
 def name_of(source: Any) -> str:
@@ -135,8 +136,13 @@ class _RefusedError(Exception):
     """Becomes an `UnreadableImageError` with the name before it."""
 
 
-def decode(source: Any, name: str, reading: Reading, only_deep: bool = False) -> Decoded | None:
-    """Load an image upright, in the values it was stored with; None if `only_deep` and it has 8 bits."""
+def decode(
+    source: Any, name: str, reading: Reading, only_deep: bool = False, least: tuple[int, int] | None = None
+) -> Decoded | None:
+    """Load an image upright, in the values it was stored with; None if `only_deep` and it has 8 bits.
+
+    With `least` (h, w) a JPEG may come smaller than it is stored, but no smaller than that.
+    """
     with _named_errors(name, source):
         if isinstance(source, Image.Image):
             _check_pixels(source.size, reading)
@@ -154,12 +160,17 @@ def decode(source: Any, name: str, reading: Reading, only_deep: bool = False) ->
             halved = not deep and not low_mode and ";16" in _rawmode(image)
             notes = ("16 bits of which PIL keeps the high ones (grey with alpha, CMYK); save as grey or RGB",) * halved
             lossy = isinstance(image, JpegImageFile | WebPImageFile) and b"VP8L" not in file.head
-            _load(image, file)
+            stored, turned = image.size, _orientation(image) >= 5
+            _shrink(image, least, turned)
+            _load(image, file, stored)
             low = None
             if low_mode:
                 low = _parsed(file, reading)
-                _load(low, file, low_mode)
-            return _from_pil(image, name, low, notes, lossy or image.info.get("compression") == "jpeg")
+                _load(low, file, stored, low_mode)
+            decoded = _from_pil(image, name, low, notes, lossy or image.info.get("compression") == "jpeg")
+            if image.size == stored:
+                return decoded
+            return decoded._replace(original=stored if turned else (stored[1], stored[0]))
 
 
 class _Watched:
@@ -245,10 +256,19 @@ def _stored_size(image: Any) -> tuple[int, int]:
     return getattr(image, "_tile_size", image.size)
 
 
-def _load(image: Any, file: _Watched, rawmode: str | None = None) -> None:
-    """Decode the pixels, as `rawmode` instead of the file's own if given."""
+def _shrink(image: Any, least: tuple[int, int] | None, turned: bool) -> None:
+    """Let a JPEG be decoded at a half, a quarter or an eighth of its sides, to no less than `least` (h, w).
+
+    Its blocks of 8 × 8 frequencies are then turned into 4 × 4, 2 × 2 or one pixel, which is quicker by as much.
+    """
+    if least is not None and isinstance(image, JpegImageFile):
+        image.draft(image.mode, least if turned else (least[1], least[0]))
+
+
+def _load(image: Any, file: _Watched, stored: tuple[int, int], rawmode: str | None = None) -> None:
+    """Decode the pixels of an image `stored` as (W, H), as `rawmode` instead of the file's own if given."""
     width, height = _stored_size(image)
-    file.bytes_left = 8 * width * height + MAX_HEADER_BYTES
+    file.bytes_left = 8 * max(width * height, stored[0] * stored[1]) + MAX_HEADER_BYTES
     if rawmode is not None:
         image.tile = [_as_rawmode(tile, rawmode) for tile in image.tile]
     if isinstance(image, JpegImageFile):

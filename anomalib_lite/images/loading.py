@@ -18,8 +18,11 @@ import numpy as np
 from PIL import Image
 
 from anomalib_lite.images.reading import UnreadableImageError, deepest_value
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource
+from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ReadsReduced
 from anomalib_lite.machine.threads import usable_cores
+
+# Large JPEGs are decoded at no less than so many times the pixels wanted per side, so that resizing still decides.
+_SPARE = 2
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,17 @@ def load(
 
     def load_one(i: int) -> LoadedImage | UnreadableImage:
         try:
-            pixels = source.read(i)
+            if isinstance(source, ReadsReduced):
+                pixels, original = source.read_reduced(i, (_SPARE * height, _SPARE * width))
+            else:
+                pixels = source.read(i)
+                original = pixels.shape[0], pixels.shape[1]
         except UnreadableImageError as error:
             if on_unreadable == "raise":
                 raise
             return UnreadableImage(i, source.ids[i], str(error))
         resized = resize(pixels, (height, width))
-        return LoadedImage(i, source.ids[i], resized, (pixels.shape[0], pixels.shape[1]))
+        return LoadedImage(i, source.ids[i], resized, original)
 
     # The checks above run when load() is called, the generator only when it is first asked.
     return _ahead(load_one, range(len(source)) if indices is None else indices, workers, prefetch)

@@ -77,6 +77,20 @@ def read_image(
     return _to_rgb8(decoded, name, reading, notes)
 
 
+def read_reduced(
+    source: Any, least: tuple[int, int], *, reading: Reading, name: str, notes: list[str]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """As `read_image`, but that a JPEG may come smaller than it is stored, and no smaller than `least` (h, w).
+
+    Returns the pixels, uint8 (h', w', 3), and the size (H, W) that the image has.
+    """
+    decoded = decode(source, name, reading, least=least)
+    assert decoded is not None
+    notes += decoded.notes
+    pixels = _to_rgb8(decoded, name, reading, notes)
+    return pixels, decoded.original or (decoded.height, decoded.width)
+
+
 def to_rgb(
     array: np.ndarray, *, reading: Reading = DEFAULT_READING, name: str = "array", notes: list[str] | None = None
 ) -> np.ndarray:

@@ -17,7 +17,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.images.reading import DEFAULT_READING, Reading, UnreadableImageError, read_image, to_rgb
+from anomalib_lite.images.reading import (
+    DEFAULT_READING,
+    Reading,
+    UnreadableImageError,
+    read_image,
+    read_reduced,
+    to_rgb,
+)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 # Pictures and films that are not read: listed all the same, so that nobody takes them for looked at.
@@ -53,6 +60,15 @@ class ImageSource(Protocol):
 
     def read(self, i: int) -> np.ndarray:
         """Return image `i` as uint8 RGB (H, W, 3), or raise `UnreadableImageError`."""
+        ...
+
+
+@runtime_checkable
+class ReadsReduced(Protocol):
+    """A source that decodes large pictures at a fraction of their size, where less is wanted of them."""
+
+    def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Image `i` as uint8 RGB, no smaller than `least` (h, w) unless it is, and the size (H, W) that it has."""
         ...
 
 
@@ -164,6 +180,15 @@ class FolderSource:
 
     def read(self, i: int) -> np.ndarray:
         """Decode image `i`: uint8 RGB (H, W, 3)."""
+        self._check(i)
+        return _read(self, i)
+
+    def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Decode image `i`, see `ReadsReduced`."""
+        self._check(i)
+        return _read_reduced(self, i, least)
+
+    def _check(self, i: int) -> None:
         id_ = self.ids[i]
         if id_.endswith("/"):
             raise UnreadableImageError(
@@ -171,7 +196,6 @@ class FolderSource:
             )
         if id_.lower().endswith(FOREIGN_SUFFIXES):
             raise UnreadableImageError(f"{id_}: {Path(id_).suffix} is not read; convert it to PNG")
-        return _read(self, i)
 
     def __repr__(self) -> str:
         return f"FolderSource({str(self.root)!r}, {len(self)} images)"
@@ -211,8 +235,25 @@ class ListSource:
         """Decode or convert image `i`: uint8 RGB (H, W, 3)."""
         return _read(self, i)
 
+    def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Decode image `i`, see `ReadsReduced`."""
+        if isinstance(self.items[i], str | os.PathLike | bytes | bytearray | memoryview):
+            return _read_reduced(self, i, least)
+        pixels = self.read(i)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+
     def __repr__(self) -> str:
         return f"ListSource({len(self)} images)"
+
+
+def _read_reduced(
+    source: FolderSource | ListSource, i: int, least: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    notes: list[str] = []
+    found = read_reduced(source.item(i), least, reading=source.reading, name=source.ids[i], notes=notes)
+    if notes:
+        source.notes[source.ids[i]] = "; ".join(notes)
+    return found
 
 
 def _read(source: FolderSource | ListSource, i: int) -> np.ndarray:

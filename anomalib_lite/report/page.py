@@ -37,7 +37,7 @@ from anomalib_lite.fitted.drift import tied_share, watch
 from anomalib_lite.fitted.duplicates import NearDuplicate, near_duplicates
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.sources import ImageSource, ReadsReduced
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.plotting.retrieval import plot_retrieval
@@ -125,7 +125,17 @@ class Thumbnails:
         return len(self.ids)
 
     def read(self, i: int) -> np.ndarray:
-        pixels = self.source.read(i)
+        return self._kept(i, self.source.read(i))
+
+    def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """See `images.sources.ReadsReduced`: large pictures are decoded for scoring as they are without thumbnails."""
+        if isinstance(self.source, ReadsReduced):
+            pixels, size = self.source.read_reduced(i, (max(least[0], _SIDE), max(least[1], _SIDE)))
+            return self._kept(i, pixels), size
+        pixels = self.read(i)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+
+    def _kept(self, i: int, pixels: np.ndarray) -> np.ndarray:
         if i not in self.pictures:
             self.pictures[i] = _webp(Image.fromarray(pixels), _SIDE)
         return pixels
