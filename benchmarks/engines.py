@@ -4,7 +4,7 @@
     python benchmarks/engines.py [--weights resnet18.pth] [--repeats 15]
 
 Milliseconds per image of 256 px, in batches of eight and alone; megabytes that each adds to an installation that has
-torch; and how far the same quantised model (onnxruntime's static QDQ, per channel, 32 images) lies apart on two engines,
+torch; and how far one quantised model (onnxruntime's static QDQ, per channel, 32 images) lies apart on two engines,
 beside how far our two do.
 """
 

@@ -50,12 +50,13 @@ def main() -> None:
         arguments.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
-def run_ours(data: Path, weights: Path, **parameters: Any) -> dict[str, Any]:
+def run_ours(data: Path, weights: Path | None, **parameters: Any) -> dict[str, Any]:
     from anomalib_lite.detector import Detector
     from anomalib_lite.images.mvtec import open_mvtec
 
     dataset = open_mvtec(data)
-    detector = Detector(backbone="resnet18", weights=weights, image_size=SIZE, false_alarm_rate=RATE, **parameters)
+    network = {} if weights is None else {"backbone": "resnet18", "weights": weights}
+    detector = Detector(**network, **{"image_size": SIZE, "false_alarm_rate": RATE, **parameters})
     start = time.perf_counter()
     detector.fit(dataset.train)
     fit_seconds = time.perf_counter() - start
@@ -201,6 +202,8 @@ def table(name: str, results: dict[str, list[dict[str, Any]]]) -> str:
 RUNNERS: dict[str, Any] = {
     "ours, bank 2000": lambda data, weights: run_ours(data, weights, bank_size=BANK),
     "ours, default bank": run_ours,
+    "ours, built-in": lambda data, weights: run_ours(data, None),
+    "ours, built-in, 384 px, bank 10 000": lambda data, weights: run_ours(data, None, image_size=384, bank_size=10_000),
     "anomalib PatchCore": run_anomalib,
 }
 
