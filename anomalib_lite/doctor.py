@@ -16,7 +16,7 @@ from anomalib_lite.machine.threads import cpu_quota
 from anomalib_lite.scoring import neighbors
 
 SIZES = (256, 384, 512)
-_BANKS = (4096, 10_000, 100_000)
+_BANKS = (4096, 16_384, 32_768)
 _DIMENSION = 128
 
 

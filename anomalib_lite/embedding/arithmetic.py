@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError
-from anomalib_lite.machine.hardware import wait_for
+from anomalib_lite.machine.hardware import wait_for, worth_trying
 from anomalib_lite.machine.measuring import measured, quickest
 
 # Integers first: their scores are the same on any machine, and float32's nearly.
@@ -67,6 +67,8 @@ def _trials(embedder: Measurable) -> dict[str, Callable[[], object]]:
         return trial
 
     trials = {"float32": run(lambda: network(pixels)), "bfloat16": run(lambda: short(pixels.bfloat16()))}
+    if "bfloat16" not in worth_trying(embedder.device):
+        del trials["bfloat16"]
     if embedder.engine == "onednn":
         try:
             blueprint = Blueprint(network, *embedder.pixel_scale)

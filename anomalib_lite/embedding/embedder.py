@@ -155,7 +155,7 @@ class Embedder:
         """
         check_process()
         blueprint = Blueprint(self.network, *self.pixel_scale)
-        step = self.batch_size
+        step = min(2, self.batch_size)  # values of every layer are looked at: few at a time take little memory
         batches = [images[start : start + step] for start in range(0, len(images), step)]
         with torch.inference_mode():
             self._use(blueprint, blueprint.observe(self.preprocess(batch) for batch in batches))

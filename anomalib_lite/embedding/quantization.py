@@ -25,7 +25,7 @@ from anomalib_lite.machine.integers import Convolution, Steps, make_kernel
 
 Ranges = Mapping[str, tuple[float, float]]
 # Values kept of a batch at every place, and the shares of their range that are tried.
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 13
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
 _SUMS = (operator.add, operator.iadd, torch.add, "add", "add_")
 _RELUS = (F.relu, torch.relu, torch.relu_, "relu", "relu_")

@@ -9,6 +9,7 @@ import torch
 from anomalib_lite.machine.measuring import measured, quickest
 
 DTYPES = ("float32", "bfloat16")
+_EMULATED = 4  # times as slow as float32 on a trifle, and larger shapes are not tried
 # Where neither is clearly quicker, float32: its scores are those of any other machine.
 _TRIAL = (8, 64, 64, 64)  # images, channels, height, width of the convolutions that decide
 
@@ -48,6 +49,26 @@ def pick_dtype(dtype: str = "auto", device: torch.device | None = None) -> torch
     return torch.float32 if dtype == "float32" else torch.bfloat16
 
 
+def worth_trying(device: torch.device) -> tuple[str, ...]:
+    """The number formats to measure: not bf16 where it is emulated, which may take a hundred times as long."""
+    question = f"bf16 on {device.type}: a small convolution and a small product"
+
+    def trials() -> dict[str, Callable[[], object]]:
+        images, rows = torch.rand(1, 32, 16, 16, device=device), torch.rand(64, 128, device=device)
+        kernel = torch.rand(32, 32, 3, 3, device=device)
+
+        def both(dtype: torch.dtype) -> None:
+            with torch.inference_mode():
+                torch.nn.functional.conv2d(images.to(dtype), kernel.to(dtype))
+                rows.to(dtype) @ rows.to(dtype).T
+            wait_for(device)
+
+        return {name: lambda name=name: both(getattr(torch, name)) for name in DTYPES}  # type: ignore[misc]
+
+    times = measured(question, trials)
+    return DTYPES if times.get("bfloat16", float("inf")) < _EMULATED * times["float32"] else DTYPES[:1]
+
+
 def dtype_times(device: torch.device) -> dict[str, float]:
     """Milliseconds of convolutions forward and backward, by dtype, measured once per machine."""
     n, channels, height, width = _TRIAL
@@ -64,7 +85,7 @@ def dtype_times(device: torch.device) -> dict[str, float]:
                 network(images).float().square().mean().backward()
             wait_for(device)
 
-        return {name: lambda name=name: train(getattr(torch, name)) for name in DTYPES}  # type: ignore[misc]
+        return {name: lambda name=name: train(getattr(torch, name)) for name in worth_trying(device)}  # type: ignore[misc]
 
     return measured(question, trials)
 

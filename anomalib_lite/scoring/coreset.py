@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from anomalib_lite.machine.hardware import worth_trying
 from anomalib_lite.machine.measuring import measured, quickest
 from anomalib_lite.machine.processes import check_process
 from anomalib_lite.scoring.neighbors import factors_of, lowered_by, maxima_of_negative
@@ -161,8 +162,9 @@ def product_times() -> dict[str, float]:
     def trials() -> dict[str, Callable[[], object]]:
         rows = torch.from_numpy(np.random.default_rng(0).normal(size=(n, d)).astype(np.float32))
         norms, bounds, centres = (rows * rows).sum(dim=1), torch.full((n,), torch.inf), list(range(count))
-        exact, rounded = _Exact(rows, norms), _Rounded(rows, norms)
-        return {"float32": lambda: exact(bounds, centres), "bfloat16": lambda: rounded(bounds, centres)}
+        kinds = {"float32": _Exact, "bfloat16": _Rounded}
+        made = {name: kinds[name](rows, norms) for name in worth_trying(torch.device("cpu"))}
+        return {name: lambda tighten=tighten: tighten(bounds, centres) for name, tighten in made.items()}  # type: ignore[misc]
 
     return measured(f"coreset: {n} × {count} × {d}", trials)
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from anomalib_lite.machine.hardware import pick_device
+from anomalib_lite.machine.hardware import pick_device, worth_trying
 from anomalib_lite.machine.integers import onednn_fault
 from anomalib_lite.machine.measuring import measured, quickest
 from anomalib_lite.machine.processes import check_process
@@ -33,6 +33,8 @@ _PARTS = 3  # bf16 numbers that add up to one float32: 3 × 8 bits of mantissa
 _FAISS_QUERIES = 1 << 14
 TRIAL_QUERIES = 1024  # of a picture of 256 pixels
 _MEASURED_FROM = 1024  # rows; below, everything is quick, and float32 is taken
+_MEASURED_TO = 1 << 15  # rows; larger banks are searched by what is quickest there
+_TRIFLE, _FAR_LONGER = 256, 8  # rows that every kind is tried on first, and how many times as long one may take
 ORDER = ("int8", "bfloat16", "float32", "faiss")
 
 
@@ -289,25 +291,32 @@ def _quickest(bank: np.ndarray, device: torch.device) -> str:
 
 
 def search_times(rows: int, dimension: int) -> dict[str, float]:
-    """Milliseconds of searching 1024 queries in a bank of so many rows (to the power of two above), by kind of product.
+    """Milliseconds of searching 1024 queries in a bank of about so many rows (see `measured_rows`), by kind of product.
 
-    Integers are left out where their kernels do not work.
+    Kinds whose kernels do not work here, or take far longer in a small bank, are left out.
     """
-    rows = 1 << (rows - 1).bit_length()
+    kinds: tuple[str, ...] = (*worth_trying(torch.device("cpu")), *(() if onednn_fault() else ("int8",)))
+    small = measured(f"search: {TRIAL_QUERIES} × {_TRIFLE} × {dimension}", lambda: _searches(_TRIFLE, dimension, kinds))
+    kinds = tuple(kind for kind in kinds if kind in small and small[kind] < _FAR_LONGER * min(small.values()))
+    rows = measured_rows(rows)
+    return measured(f"search: {TRIAL_QUERIES} × {rows} × {dimension}", lambda: _searches(rows, dimension, kinds))
 
-    def trials() -> dict[str, Callable[[], object]]:
-        rng = np.random.default_rng(0)
-        spread = 1 / np.sqrt(np.arange(1, dimension + 1, dtype=np.float32))  # as components have
-        bank, queries = (rng.normal(size=(n, dimension)).astype(np.float32) * spread for n in (rows, TRIAL_QUERIES))
-        flat = _FlatSearch(bank)
-        found: dict[str, Callable[[], object]] = {"faiss": lambda: flat.search(queries, 2)}
-        for kind in ORDER[:-1]:
-            if kind != "int8" or not onednn_fault():
-                product = _ProductSearch(bank, None, torch.device("cpu"), kind)
-                found[kind] = lambda product=product: product.search(queries, 2, None)  # type: ignore[misc]
-        return found
 
-    return measured(f"search: {TRIAL_QUERIES} × {rows} × {dimension}", trials)
+def measured_rows(rows: int) -> int:
+    """The size of a bank that is measured for one of so many rows: the power of two above, and no more than 32768."""
+    return min(1 << (rows - 1).bit_length(), _MEASURED_TO)
+
+
+def _searches(rows: int, dimension: int, kinds: tuple[str, ...]) -> dict[str, Callable[[], object]]:
+    rng = np.random.default_rng(0)
+    spread = 1 / np.sqrt(np.arange(1, dimension + 1, dtype=np.float32))  # as components have
+    bank, queries = (rng.normal(size=(n, dimension)).astype(np.float32) * spread for n in (rows, TRIAL_QUERIES))
+    flat = _FlatSearch(bank)
+    found: dict[str, Callable[[], object]] = {"faiss": lambda: flat.search(queries, 2)}
+    for kind in kinds:
+        product = _ProductSearch(bank, None, torch.device("cpu"), kind)
+        found[kind] = lambda product=product: product.search(queries, 2, None)  # type: ignore[misc]
+    return found
 
 
 def factors_of(rows: Tensor, dtype: torch.dtype, *, lowered: bool = False) -> tuple[Tensor, Tensor, Tensor]:
