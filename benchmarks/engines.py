@@ -72,6 +72,7 @@ def row(name: str, weights: Any, repeats: int) -> str:
         )  # fmt: skip
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # or it would slow the others
         sessions = {
             path: onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
             for path in (written, quantised)
@@ -87,8 +88,9 @@ def row(name: str, weights: Any, repeats: int) -> str:
             "onnxruntime int8": lambda batch=batch: sessions[quantised].run(None, {"pixels": batch}),
             "openvino int8": lambda batch=batch: compiled({"pixels": batch}),
         }
-        times = alternate(calls, repeats)
-        cells.append([statistics.median(values) / count for values in times.values()])
+        # One after the other, not in turn: every library has threads of its own, which wait busily for a while.
+        times = [alternate({key: call}, repeats)[key] for key, call in calls.items()]
+        cells.append([statistics.median(values) / count for values in times])
     batch = pixels[32:].numpy()
     one, other = sessions[quantised].run(None, {"pixels": batch}), list(compiled({"pixels": batch}).values())
     apart = max(np.linalg.norm(a - b) / np.linalg.norm(a) for a, b in zip(one, other, strict=True))

@@ -1,6 +1,7 @@
 """Images and weights that several tests share."""
 
 import os
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -44,6 +45,23 @@ def real_data():
 def real_weights():
     """The folder that holds weights of torchvision's networks."""
     return _beside_the_checkout("weights", "ANOMALIB_LITE_WEIGHTS")
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Call the command line; returns exit code, stdout and stderr."""
+
+    def call(*arguments):
+        from anomalib_lite import cli
+
+        monkeypatch.setattr(sys, "argv", ["anomalib-lite", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capfd.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return call
 
 
 @pytest.fixture

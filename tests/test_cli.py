@@ -2,7 +2,6 @@ import csv
 import importlib.metadata
 import json
 import shutil
-import sys
 
 import pytest
 
@@ -11,21 +10,6 @@ from anomalib_lite.images.mvtec import open_mvtec
 
 # The decoding threads and the batch are left at their defaults: the command line has to work as it comes.
 FAST = ("--image-size", "64")
-
-
-@pytest.fixture
-def run(monkeypatch, capfd):
-    """Call the command line; returns exit code, stdout and stderr."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["anomalib-lite", *map(str, arguments)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            cli.main()
-        out, err = capfd.readouterr()
-        return exit_.value.code or 0, out, err
-
-    return call
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from anomalib_lite.embedding.embedder import Embedder, Features, Level
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource
 
-# Images that int8 is calibrated on; TODO
-_CALIBRATING = 32
+_CALIBRATING = 32  # images that integers are calibrated on
 OnUnreadable = Literal["skip", "raise"]
 
 
