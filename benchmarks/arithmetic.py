@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")
     parser.add_argument("--scorers", nargs="+", default=["knn", "kmeans", "dbscan", "subspace"])
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--dtypes", nargs="+", default=list(DTYPES), choices=DTYPES)
     parser.add_argument("--backbone", default="builtin")
     parser.add_argument("--weights")
     arguments = parser.parse_args()
@@ -41,7 +42,7 @@ def main() -> None:
         data = open_mvtec(folder)
         found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
         for seed in range(arguments.seeds):
-            for dtype in DTYPES:
+            for dtype in arguments.dtypes:
                 train, test = embedded(data, seed, dtype=dtype, **network)
                 for scorer in arguments.scorers:
                     detector = Detector(
@@ -56,7 +57,7 @@ def main() -> None:
                         )
                     )
         for scorer in arguments.scorers:
-            for dtype in DTYPES:
+            for dtype in arguments.dtypes:
                 values = np.array(found[scorer, dtype])
                 recall, alarms, ranking = values.mean(axis=0)
                 spread = values[:, 2].std(ddof=1) if len(values) > 1 else 0.0

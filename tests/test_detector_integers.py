@@ -140,12 +140,17 @@ class TestModelFile:
             lambda ranges: None,
             lambda ranges: "text",
             lambda ranges: ranges | {"elsewhere": [0.0, 1.0]},
+            lambda ranges: {name: values[:-1] for name, values in ranges.items()},
+            lambda ranges: {name: [*values[:2], *["mean"] * (len(values) - 2)] for name, values in ranges.items()},
+            lambda ranges: {
+                name: [*values[:2], *[float("nan")] * (len(values) - 2)] for name, values in ranges.items()
+            },
             lambda ranges: {key: [0.0] for key in ranges},
             lambda ranges: {key: [1.0, 0.0] for key in ranges},
             lambda ranges: {key: ["low", "high"] for key in ranges},
             lambda ranges: {key: [0.0, 1e300] for key in ranges},
         ],
-        ids=range(8),
+        ids=range(11),
     )
     def test_damaged_ranges_are_refused(self, fitted, tmp_path, change):
         arrays, values = model_file.load_file(fitted.save(tmp_path / "m.safetensors"))

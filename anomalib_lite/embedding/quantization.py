@@ -5,8 +5,10 @@ and is computed by `machine.integers`; maxima and concatenation stay integers, e
 them. Pixels are 8-bit integers already, so their standardisation is folded into the first convolution and costs
 nothing. Layers that are returned come back in float32.
 
-What is learnt from images is one range (low, high) per place where real numbers become 8 bits. With the network's
-weights it determines everything, so that is all a model file keeps; any engine computes the same from it.
+What is learnt from images is a range per place where real numbers become 8 bits, and the mean of every channel there.
+With the network's weights these determine everything, so that is all a model file keeps; any engine computes the same
+from it. The means correct what rounding the weights does to the average output (Nagel et al., ICCV 2019, section 4.2):
+weights are rounded once, and pixels and activations, which are not centred, multiply the same error everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from torch import Tensor, fx, nn
 from anomalib_lite.embedding.backbones import fold_batch_norm
 from anomalib_lite.machine.integers import Convolution, Steps, make_kernel
 
-Ranges = Mapping[str, tuple[float, float]]
+# By place: the lowest and the highest value, and the mean of every channel.
+Ranges = Mapping[str, Sequence[float]]
+PIXELS = "pixels"  # the place of the images themselves
 # Values kept of a batch at every place, and the shares of their range that are tried.
 _SAMPLE = 1 << 13
 _SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2)
@@ -62,6 +66,7 @@ class Blueprint:
         self.modules = dict(self.graph.named_modules())
         where = next(network.parameters()).device
         scale, shift = scale.to(where), shift.to(where)
+        self._scale, self._shift = scale, shift
         *nodes, output = self.graph.graph.nodes
         self.returned: Sequence[fx.Node] = output.args[0]
         behind: set[fx.Node] = set()  # convolutions, and what depends on one
@@ -81,13 +86,15 @@ class Blueprint:
         self._take_in()
         self._find_places()
 
-    def observe(self, batches: Iterable[Tensor]) -> dict[str, tuple[float, float]]:
-        """The range to be kept at every place, from standardised images (n, 3, h, w), float32."""
+    def observe(self, batches: Iterable[Tensor]) -> dict[str, tuple[float, ...]]:
+        """The range to be kept at every place, and the means there, of standardised images (n, 3, h, w), float32."""
         watcher = _Watcher(self.graph, {node.name for node in self.places})
         with torch.inference_mode():
             for images in batches:
                 watcher.run(images)
-        return watcher.ranges()
+                pixels = (images.permute(0, 2, 3, 1) + self._shift) / self._scale
+                watcher.means.setdefault(PIXELS, []).append(pixels.mean(dim=(0, 1, 2)).cpu())
+        return watcher.found()
 
     def steps(self, ranges: Ranges) -> dict[fx.Node, Steps]:
         """The steps at every place; places that are joined share theirs.
@@ -97,11 +104,11 @@ class Blueprint:
         ValueError
             If the ranges are not those of this network.
         """
-        if set(ranges) != {node.name for node in self.places}:
+        if set(ranges) != {PIXELS, *(node.name for node in self.places)}:
             raise ValueError("the ranges of int8 are not those of this network")
         joint: dict[fx.Node, tuple[float, float]] = {}
         for node in self.places:
-            low, high = (float(end) for end in ranges[node.name])
+            low, high = (float(end) for end in ranges[node.name][:2])
             if not -1e9 < low <= high < 1e9:
                 raise ValueError(f"the range of {node.name} is {low, high}")
             others = joint.get(self._root(node), (0.0, 0.0))
@@ -224,7 +231,7 @@ class IntegerNetwork:
     Parameters
     ----------
     blueprint : Blueprint
-    ranges : mapping of place to (low, high)
+    ranges : mapping of place to (low, high, means of the channels)
         See `Blueprint.observe`.
     engine : "onednn" or "reference"
     device : torch.device
@@ -242,6 +249,7 @@ class IntegerNetwork:
     ):
         self.engine, self.device, self.batch_size = engine, device, batch_size
         self._made_of = blueprint, ranges
+        self._ranges = ranges
         self._steps = blueprint.steps(ranges)
         self._returned = blueprint.returned
         graph = blueprint.graph.to(device)
@@ -295,12 +303,15 @@ class IntegerNetwork:
             border = (shift / slope).round().clamp(0, 255).to(self.device, torch.uint8)
         else:
             source = self._steps[node.args[0]]
-        scale = weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127
+        scale = (weight.abs().amax(dim=(1, 2, 3)).clamp(min=1e-12) / 127).view(-1, 1, 1, 1)
+        rounded = (weight / scale).round()
+        place = PIXELS if border is not None else node.args[0].name
+        bias = bias + _lost(weight - rounded * scale, self._ranges[place][2:], module.groups)
         tail, added = blueprint.tail[node], blueprint.added.get(node)
         kernel = make_kernel(
             Convolution(
-                (weight / scale.view(-1, 1, 1, 1)).round().to(torch.int8),
-                scale,
+                rounded.to(torch.int8),
+                scale.flatten(),
                 bias,
                 source,
                 self._steps.get(tail),
@@ -348,27 +359,34 @@ class IntegerNetwork:
 
 
 class _Watcher(fx.Interpreter):
-    """Runs a graph, and keeps values of some nodes: a sample, and the lowest and highest."""
+    """Runs a graph, and keeps values of some nodes: a sample, the lowest and highest, and the means of channels."""
 
     def __init__(self, graph: fx.GraphModule, names: set[str]):
         super().__init__(graph)
         self.names = names
         self.values: dict[str, list[Tensor]] = {name: [] for name in names}
+        self.means: dict[str, list[Tensor]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.names:
-            values = result.permute(0, 2, 3, 1).flatten() if result.dim() == 4 else result.flatten()
+            rows = result.permute(0, 2, 3, 1).reshape(-1, result.shape[1]) if result.dim() == 4 else result
+            values = rows.flatten()
             ends = torch.stack(values.aminmax())
             self.values[n.name].append(torch.cat([values[:: max(1, len(values) // _SAMPLE)], ends]).float().cpu())
+            self.means.setdefault(n.name, []).append(rows.mean(dim=0).cpu())
         return result
 
-    def ranges(self) -> dict[str, tuple[float, float]]:
-        """By name, the range in which 256 steps round the values with the least squared error.
+    def found(self) -> dict[str, tuple[float, ...]]:
+        """By name, the range in which 256 steps round the values with the least squared error, and the means.
 
         Beyond it values are cut off; most of a wider one's steps would serve a few of them.
         """
-        found = {}
+        means = {
+            name: tuple(float(f"{mean:.6g}") for mean in torch.stack(parts).mean(dim=0).tolist())
+            for name, parts in self.means.items()
+        }
+        found: dict[str, tuple[float, ...]] = {PIXELS: (0.0, 255.0, *means[PIXELS])}
         for name, parts in self.values.items():
             values = torch.cat(parts)
             low, high = (float(end) for end in values.aminmax())
@@ -377,8 +395,18 @@ class _Watcher(fx.Interpreter):
                 steps = Steps.spanning(share * low, share * high)
                 errors[share] = float((steps.real(steps.quantized(values)) - values).square().mean())
             best = min(_SHARES, key=errors.__getitem__)
-            found[name] = best * low, best * high
+            found[name] = best * low, best * high, *means[name]
         return found
+
+
+def _lost(rest: Tensor, means: Sequence[float], groups: int) -> Tensor:
+    """What the average output (o,) loses by the part of the weights (o, i / groups, kh, kw) that rounding left over."""
+    if len(means) != groups * rest.shape[1]:
+        raise ValueError("the ranges of int8 are not those of this network")
+    average = torch.tensor(means, dtype=torch.float32).view(groups, 1, -1)
+    if not torch.isfinite(average).all():
+        raise ValueError("the means of int8 are no numbers")
+    return (rest.sum(dim=(2, 3)).view(groups, -1, rest.shape[1]) * average).sum(dim=2).flatten()
 
 
 def _bordered(images: Tensor, padding: tuple[int, ...], border: Tensor) -> Tensor:
