@@ -36,8 +36,8 @@ _FINEST_STRIDE = 8
 LARGEST_SIDE = 2048  # a model file from a stranger must not ask for a picture that fills the memory
 # Pixels of one pass: larger batches take more memory, and are no faster. Eight images of 512 × 512.
 _PASS_PIXELS = 1 << 21
-# Share of a layer's length that integers may change it by. On metal_nut the built-in network's change by 5 %, ResNet18's
-# by 6, MobileNetV2's by 9.
+# Share of a layer's length that integers may change it by. On metal_nut those of the built-in network change by 5 %, of
+# ResNet18 by 6, of MobileNetV2 by 9.
 _LARGEST_ERROR = 0.25
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
