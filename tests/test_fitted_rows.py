@@ -144,7 +144,9 @@ class TestSelection:
     def test_serves_every_scorer(self, scorer, level):
         parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
         noise = np.random.default_rng(9).integers(0, 255, parts[5].shape, dtype=np.uint8)
-        options = {"image_size": 64, "n_clusters": 8, "scorer": scorer, "level": level, "n_components": 6}
+        # In float32, since the noise is among the images that integers would be calibrated on.
+        network = {"image_size": 64, "dtype": "float32", "level": level}
+        options = {**network, "n_clusters": 8, "scorer": scorer, "n_components": 6}
         hidden, found = (Detector(trim=trim, **options).fit([*parts, noise]) for trim in (0.0, 0.1))
         assert found.score([noise]).scores[0] > 1.2 * hidden.score([noise]).scores[0]
 
