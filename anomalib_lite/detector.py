@@ -101,7 +101,7 @@ class Detector:
     device : "auto", "cpu" or "cuda"
     dtype : "auto", "float32", "bfloat16" or "int8"
         What the network is computed in; "auto" is what is quickest here, measured once (`anomalib-lite doctor`). "int8"
-        is calibrated on the first training images, gives the same scores on any machine, and is kept with the model.
+        is calibrated on the first training images, is kept with the model, and gives the same scores by any `engine`.
     engine : "auto", "onednn" or "reference"
         What computes integers: the processor's own instructions, or float32, which gives the same but takes longer.
     batch_size : int
@@ -285,6 +285,8 @@ class Detector:
         passes = iter(("fit", "calibrate"))
         embedder = self._embedder.uncalibrated()
         if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
+            if self._chosen["dtype"] == "int8":
+                raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
             embedder = embedder.in_floats()
 
         def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:

@@ -111,11 +111,10 @@ def examine(
             times = arithmetic.arithmetic_times(embedder)
             picked = measuring.quickest(times, arithmetic.ORDER)
             choices.append(Choice(f"{backbone}, 4 pictures of {size} px", times, picked))
-    if where.type == "cpu":
-        for rows in _BANKS:
-            times = neighbors.search_times(rows, _DIMENSION)
-            what = f"search of {neighbors.TRIAL_QUERIES} in {rows} × {_DIMENSION}"
-            choices.append(Choice(what, times, measuring.quickest(times, neighbors.ORDER)))
+    for rows in _BANKS:
+        times = neighbors.search_times(rows, _DIMENSION, where)
+        what = f"search of {neighbors.TRIAL_QUERIES} in {rows} × {_DIMENSION}"
+        choices.append(Choice(what, times, measuring.quickest(times, neighbors.ORDER)))
     times = dtype_times(where)
     choices.append(Choice("training, two convolutions", times, measuring.quickest(times, DTYPES)))
     return Examination(

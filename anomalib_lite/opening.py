@@ -118,8 +118,9 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
     if parameters["dtype"] == "auto" or (given["dtype"] is None and parameters["dtype"] == "int8"):
         fitted_in = values["embedder"]["dtype"]
         # float32 stands in for bf16 where that is slow. For integers, or by them, nothing stands in.
-        quicker = str(pick_dtype("auto", device)).removeprefix("torch.")
-        parameters["dtype"] = quicker if fitted_in == "bfloat16" else fitted_in
+        parameters["dtype"] = fitted_in
+        if fitted_in == "bfloat16":
+            parameters["dtype"] = str(pick_dtype("auto", device)).removeprefix("torch.")
     if isinstance(parameters["value_range"], list):
         parameters["value_range"] = tuple(parameters["value_range"])
     if parameters["variations"] is not None:

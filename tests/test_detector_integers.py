@@ -11,6 +11,7 @@ from anomalib_lite.embedding import streaming
 from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images.synthetic import render_part
+from anomalib_lite.machine import hardware
 from anomalib_lite.machine.integers import onednn_fault
 
 ENGINES = ["reference", pytest.param("onednn", marks=pytest.mark.skipif(bool(onednn_fault()), reason=onednn_fault()))]
@@ -158,6 +159,12 @@ class TestModelFile:
         model_file.save_file(tmp_path / "other.safetensors", arrays, values)
         with pytest.raises(ModelFileError, match="damaged"):
             Detector.load(tmp_path / "other.safetensors")
+
+    @pytest.mark.parametrize("dtype", ["int8", "float32"])
+    def test_opening_one_measures_nothing(self, good, tmp_path, monkeypatch, dtype):
+        path = Detector(image_size=64, dtype=dtype, bank_size=200).fit(good).save(tmp_path / "m.safetensors")
+        monkeypatch.setattr(hardware, "dtype_times", lambda device: pytest.fail("measured"))
+        assert Detector.load(path).embedder.dtype == dtype
 
     def test_json_holds_the_ranges(self, fitted, tmp_path):
         _, values = model_file.load_file(fitted.save(tmp_path / "m.safetensors"))

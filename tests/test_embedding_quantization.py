@@ -72,6 +72,14 @@ class TestNetworks:
         whole = made.embed(images)
         assert np.allclose(np.concatenate([made.embed(images[i : i + 1]) for i in range(7)]), whole, atol=1e-5)
 
+    def test_of_another_kind_are_refused_with_the_way_out(self, monkeypatch):
+        def refuse(*_):
+            raise NotQuantizableError("it folds its pictures")
+
+        monkeypatch.setattr("anomalib_lite.embedding.embedder.Blueprint", refuse)
+        with pytest.raises(ValueError, match=r"builtin cannot be computed in int8 \(it folds.*choose dtype='float32'"):
+            an_embedder("builtin").calibrate(parts(2, 64))
+
     def test_await_images(self):
         made = an_embedder("builtin")
         assert made.awaits_calibration

@@ -177,7 +177,8 @@ class TestForeignFiles:
             save({"none": np.zeros(1)}, {"manifest": json.dumps({"format": FORMAT, "version": VERSION + 1})})
         )
         with pytest.raises(
-            ModelFileError, match=rf"version 3, and {VERSION} is read here; update the package with pip install -U"
+            ModelFileError,
+            match=rf"version {VERSION + 1}, and {VERSION} is read here; update the package with pip install -U",
         ):
             load_file(path)
 

@@ -31,32 +31,32 @@ def slow_and_quick(asked):
 class TestMeasured:
     def test_once_for_all_processes(self, monkeypatch):
         asked = []
-        times = measured("a question", slow_and_quick(asked))
+        times = measured("a question", slow_and_quick(asked), among="quick")
         assert times["slow"] > times["quick"]
         another_process(monkeypatch)
-        assert measured("a question", slow_and_quick(asked)) == times
+        assert measured("a question", slow_and_quick(asked), among="quick") == times
         assert len(asked) == 1
-        measured("another question", slow_and_quick(asked))
+        measured("another question", slow_and_quick(asked), among="quick")
         assert len(asked) == 2
 
     def test_again_on_another_machine_which_keeps_both(self, monkeypatch):
         asked = []
-        first = measured("a question", slow_and_quick(asked))
+        first = measured("a question", slow_and_quick(asked), among="quick")
         another_process(monkeypatch)
         with monkeypatch.context() as elsewhere:
             elsewhere.setattr(measuring, "describe_machine", lambda: {"processor": "another"})
-            measured("a question", slow_and_quick(asked))
+            measured("a question", slow_and_quick(asked), among="quick")
         assert len(asked) == 2
         another_process(monkeypatch)
-        assert measured("a question", slow_and_quick(asked)) == first
+        assert measured("a question", slow_and_quick(asked), among="quick") == first
         assert len(asked) == 2
 
     def test_again_when_it_is_told_to_forget(self, monkeypatch):
         asked = []
-        measured("a question", slow_and_quick(asked))
+        measured("a question", slow_and_quick(asked), among="quick")
         forget()
         assert not cache_file().exists()
-        measured("a question", slow_and_quick(asked))
+        measured("a question", slow_and_quick(asked), among="quick")
         assert len(asked) == 2
         forget()
         forget()  # nothing to forget is no error
@@ -65,9 +65,11 @@ class TestMeasured:
         def broken():
             raise RuntimeError("no such instruction")
 
-        assert list(measured("a question", lambda: {"broken": broken, "quick": lambda: None})) == ["quick"]
+        assert list(measured("a question", lambda: {"broken": broken, "quick": lambda: None}, among="quick")) == [
+            "quick"
+        ]
         with pytest.raises(RuntimeError, match="none of broken works on this machine"):
-            measured("another", lambda: {"broken": broken})
+            measured("another", lambda: {"broken": broken}, among="quick")
 
     @pytest.mark.parametrize(
         "content",
@@ -95,18 +97,26 @@ class TestMeasured:
         cache_file().write_bytes(content)
         asked = []
         with pytest.warns(UserWarning, match=r"measured\.json cannot be read .* is measured again"):
-            times = measured("a question", slow_and_quick(asked))
+            times = measured("a question", slow_and_quick(asked), among="quick")
         another_process(monkeypatch)
-        assert measured("a question", slow_and_quick(asked)) == times
+        assert measured("a question", slow_and_quick(asked), among="quick") == times
         assert len(asked) == 1
+
+    def test_an_answer_to_another_question_is_measured_again(self):
+        """Nothing to choose from would be chosen from it."""
+        own = {"a question": {"something else": 1.0}}
+        cache_file().parent.mkdir()
+        cache_file().write_text(json.dumps({measuring._machine_key(): own}))
+        assert "quick" in measured("a question", slow_and_quick([]), among="quick")
+        assert "quick" in json.loads(cache_file().read_text())[measuring._machine_key()]["a question"]
 
     def test_a_folder_that_cannot_be_written_is_no_error(self, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setenv("ANOMALIB_LITE_CACHE", str(tmp_path / "file" / "below"))
         asked = []
         with pytest.warns(UserWarning, match="cannot be read"):
-            measured("a question", slow_and_quick(asked))
-        measured("a question", slow_and_quick(asked))
+            measured("a question", slow_and_quick(asked), among="quick")
+        measured("a question", slow_and_quick(asked), among="quick")
         assert len(asked) == 1
 
 

@@ -47,7 +47,7 @@ def arithmetic_times(embedder: Measurable) -> dict[str, float]:
     layers = "+".join(embedder.layers)
     size = embedder.image_size
     question = f"network on {place}: {embedder.backbone} {layers} {embedder.weight_count}, {_IMAGES} × {size} × {size}"
-    return measured(question, lambda: _trials(embedder))
+    return measured(question, lambda: _trials(embedder), among="float32")
 
 
 def _trials(embedder: Measurable) -> dict[str, Callable[[], object]]:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.arithmetic import pick_arithmetic
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
-from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, Ranges
+from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError, Ranges
 from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.integers import EngineName, onednn_fault, pick_engine
@@ -102,7 +102,7 @@ class Embedder:
         self._asked_for = engine
         self.engine = pick_engine(engine, self.device)
         if dtype not in ("auto", "int8"):
-            dtype = str(pick_dtype(dtype, self.device)).removeprefix("torch.")
+            dtype = _float_name(dtype, self.device)
         self.ranges: Ranges | None = None
         self._integers: IntegerNetwork | None = None
         if backbone == BUILTIN:
@@ -122,8 +122,7 @@ class Embedder:
         self._scale, self._shift = (values.to(self.device) for values in self.pixel_scale)
         self.dtype = "float32"
         if dtype == "auto":
-            quickest = str(pick_dtype("auto", self.device)).removeprefix("torch.")
-            dtype = pick_arithmetic(self) if to_be_calibrated else quickest
+            dtype = pick_arithmetic(self) if to_be_calibrated else _float_name("auto", self.device)
         self.dtype = dtype
         network.eval().to(self.device, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         self.network = network.to(memory_format=torch.channels_last)
@@ -153,18 +152,30 @@ class Embedder:
         """Learn from uint8 images (n, h, w, 3), as for `embed`, what range the values at every place have.
 
         Where integers give embeddings that are too far from float32's, it goes on in float32, with a warning.
+
+        Raises
+        ------
+        NotQuantizableError
+            If the network is of a kind that cannot be brought to integers.
+        RuntimeError
+            In a process forked after its parent computed.
         """
         check_process()
-        blueprint = Blueprint(self.network, *self.pixel_scale)
+        try:
+            blueprint = Blueprint(self.network, *self.pixel_scale)
+        except NotQuantizableError as error:
+            raise NotQuantizableError(
+                f"{self.backbone} cannot be computed in int8 ({error}); choose dtype='float32' or 'auto'"
+            ) from error
         step = min(2, self.batch_size)  # values of every layer are looked at: few at a time take little memory
         batches = [images[start : start + step] for start in range(0, len(images), step)]
         with torch.inference_mode():
             self._use(blueprint, blueprint.observe(self.preprocess(batch) for batch in batches))
             trial = batches[0][:2]
-            error = _relative_error(self._outputs(trial), self.network(self.preprocess(trial)))
-        if error > _LARGEST_ERROR:
+            change = _relative_error(self._outputs(trial), self.network(self.preprocess(trial)))
+        if change > _LARGEST_ERROR:
             warnings.warn(
-                f"8-bit integers change what {self.backbone} gives by {error:.0%}; it computes in float32 instead. "
+                f"8-bit integers change what {self.backbone} gives by {change:.0%}; it computes in float32 instead. "
                 "Choose dtype='float32' to say so",
                 stacklevel=2,
             )
@@ -187,7 +198,7 @@ class Embedder:
         if self.dtype != "int8":
             return self
         other = self.uncalibrated()
-        other.dtype = str(pick_dtype("auto", self.device)).removeprefix("torch.")
+        other.dtype = _float_name("auto", self.device)
         if other.dtype == "bfloat16":
             network = self.fresh_network().eval().to(self.device, torch.bfloat16)
             other.network = network.to(memory_format=torch.channels_last)
@@ -361,6 +372,10 @@ def standardised(images: Tensor) -> Tensor:
     """RGB in [0, 1] (n, 3, h, w) as ImageNet's networks want it, channels last in memory."""
     mean, deviation = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+def _float_name(dtype: str, device: torch.device) -> str:
+    return str(pick_dtype(dtype, device)).removeprefix("torch.")
 
 
 def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (64, 96, 192)  # channels at strides 4, 8, 16: multiples of 32, which vector units like
+WIDTHS = (64, 96, 192)  # channels at strides 4, 8, 16
 DEPTHS = (0, 2, 2)  # residual blocks at each
 CHANNELS = (128, 256)  # of the two maps
 

@@ -69,26 +69,30 @@ def read_image(
     >>> read_image(Image.new("I;16", (4, 2), 4095), reading=Reading(value_range=(0, 4095)))[0, 0]
     array([255, 255, 255], dtype=uint8)
     """
-    name = name or name_of(source)
-    decoded = decode(source, name, reading)
-    assert decoded is not None
-    notes = [] if notes is None else notes
-    notes += decoded.notes
-    return _to_rgb8(decoded, name, reading, notes)
+    return read_reduced(source, None, reading=reading, name=name, notes=notes)[0]
 
 
 def read_reduced(
-    source: Any, least: tuple[int, int], *, reading: Reading, name: str, notes: list[str]
+    source: Any,
+    least: tuple[int, int] | None,
+    *,
+    reading: Reading = DEFAULT_READING,
+    name: str | None = None,
+    notes: list[str] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
     """As `read_image`, but that a JPEG may come smaller than it is stored, and no smaller than `least` (h, w).
 
-    Returns the pixels, uint8 (h', w', 3), and the size (H, W) that the image has.
+    Returns
+    -------
+    pixels : uint8 (h', w', 3)
+    size : (H, W) that the image has
     """
+    name = name or name_of(source)
     decoded = decode(source, name, reading, least=least)
     assert decoded is not None
+    notes = [] if notes is None else notes
     notes += decoded.notes
-    pixels = _to_rgb8(decoded, name, reading, notes)
-    return pixels, decoded.original or (decoded.height, decoded.width)
+    return _to_rgb8(decoded, name, reading, notes), decoded.original or (decoded.height, decoded.width)
 
 
 def to_rgb(

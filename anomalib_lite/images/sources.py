@@ -21,7 +21,6 @@ from anomalib_lite.images.reading import (
     DEFAULT_READING,
     Reading,
     UnreadableImageError,
-    read_image,
     read_reduced,
     to_rgb,
 )
@@ -181,12 +180,14 @@ class FolderSource:
     def read(self, i: int) -> np.ndarray:
         """Decode image `i`: uint8 RGB (H, W, 3)."""
         self._check(i)
-        return _read(self, i)
+        return _read(self, i)[0]
 
     def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """Decode image `i`, see `ReadsReduced`."""
+        if type(self).read is not FolderSource.read:
+            return _by_own_read(self, i)
         self._check(i)
-        return _read_reduced(self, i, least)
+        return _read(self, i, least)
 
     def _check(self, i: int) -> None:
         id_ = self.ids[i]
@@ -233,38 +234,36 @@ class ListSource:
 
     def read(self, i: int) -> np.ndarray:
         """Decode or convert image `i`: uint8 RGB (H, W, 3)."""
-        return _read(self, i)
+        return _read(self, i)[0]
 
     def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """Decode image `i`, see `ReadsReduced`."""
-        if isinstance(self.items[i], str | os.PathLike | bytes | bytearray | memoryview):
-            return _read_reduced(self, i, least)
-        pixels = self.read(i)
-        return pixels, (pixels.shape[0], pixels.shape[1])
+        return _by_own_read(self, i) if type(self).read is not ListSource.read else _read(self, i, least)
 
     def __repr__(self) -> str:
         return f"ListSource({len(self)} images)"
 
 
-def _read_reduced(
-    source: FolderSource | ListSource, i: int, least: tuple[int, int]
+def _by_own_read(source: ImageSource, i: int) -> tuple[np.ndarray, tuple[int, int]]:
+    """What a subclass reads in its own way, such as cut out or turned: no other way may go around that."""
+    pixels = source.read(i)
+    return pixels, (pixels.shape[0], pixels.shape[1])
+
+
+def _read(
+    source: FolderSource | ListSource, i: int, least: tuple[int, int] | None = None
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    notes: list[str] = []
-    found = read_reduced(source.item(i), least, reading=source.reading, name=source.ids[i], notes=notes)
-    if notes:
-        source.notes[source.ids[i]] = "; ".join(notes)
-    return found
-
-
-def _read(source: FolderSource | ListSource, i: int) -> np.ndarray:
-    """Decode or convert image `i`, and keep what there is to note of it."""
+    """Decode or convert image `i`, and keep what there is to note of it; see `ReadsReduced`."""
     item, name = source.item(i), source.ids[i]
     notes: list[str] = []
-    convert: Any = to_rgb if isinstance(item, np.ndarray) else read_image
-    pixels: np.ndarray = convert(item, reading=source.reading, name=name, notes=notes)
+    if isinstance(item, np.ndarray):
+        pixels = to_rgb(item, reading=source.reading, name=name, notes=notes)
+        size = pixels.shape[0], pixels.shape[1]
+    else:
+        pixels, size = read_reduced(item, least, reading=source.reading, name=name, notes=notes)
     if notes:  # one assignment, and of a key of its own: threads do not get in each other's way
         source.notes[name] = "; ".join(notes)
-    return pixels
+    return pixels, size
 
 
 def list_images(folder: Path) -> list[str]:

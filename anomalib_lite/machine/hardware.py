@@ -8,9 +8,9 @@ import torch
 
 from anomalib_lite.machine.measuring import measured, quickest
 
+# Where neither is clearly quicker, float32: its scores are those of any other machine.
 DTYPES = ("float32", "bfloat16")
 _EMULATED = 4  # times as slow as float32 on a trifle, and larger shapes are not tried
-# Where neither is clearly quicker, float32: its scores are those of any other machine.
 _TRIAL = (8, 64, 64, 64)  # images, channels, height, width of the convolutions that decide
 
 
@@ -65,7 +65,7 @@ def worth_trying(device: torch.device) -> tuple[str, ...]:
 
         return {name: lambda name=name: both(getattr(torch, name)) for name in DTYPES}  # type: ignore[misc]
 
-    times = measured(question, trials)
+    times = measured(question, trials, among="float32")
     return DTYPES if times.get("bfloat16", float("inf")) < _EMULATED * times["float32"] else DTYPES[:1]
 
 
@@ -87,7 +87,7 @@ def dtype_times(device: torch.device) -> dict[str, float]:
 
         return {name: lambda name=name: train(getattr(torch, name)) for name in worth_trying(device)}  # type: ignore[misc]
 
-    return measured(question, trials)
+    return measured(question, trials, among="float32")
 
 
 def wait_for(device: torch.device) -> None:

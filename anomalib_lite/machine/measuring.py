@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from anomalib_lite.files.atomic import write_atomically
-from anomalib_lite.machine.threads import usable_cores
+from anomalib_lite.machine.threads import limit_threads, usable_cores
 from anomalib_lite.version import __version__
 
 Trials = Mapping[str, Callable[[], object]]
@@ -36,7 +36,7 @@ SLACK = 0.1
 _known: dict[str, dict[str, float]] = {}
 
 
-def measured(question: str, trials: Callable[[], Trials]) -> dict[str, float]:
+def measured(question: str, trials: Callable[[], Trials], *, among: str) -> dict[str, float]:
     """Milliseconds by candidate, from the cache, or measured now and kept there.
 
     Parameters
@@ -46,9 +46,14 @@ def measured(question: str, trials: Callable[[], Trials]) -> dict[str, float]:
     trials : callable
         Gives what each candidate computes; called only if nothing is known yet. A candidate that raises RuntimeError
         is left out: it does not work here.
+    among : str
+        A candidate that works anywhere; an answer in the cache that lacks it is measured again.
     """
+    limit_threads()  # before anything is timed
     if question not in _known:
         _known.update({key: times for key, times in _read().items() if key not in _known})
+    if among not in _known.get(question, {among: 0.0}):
+        del _known[question]
     if question not in _known:
         _known[question] = _measure(trials())
         _write(question)

@@ -114,7 +114,8 @@ def write_report(
 class Thumbnails:
     """An image source that keeps a small picture, some 10 kB of WebP, of every image read through it.
 
-    Give it to `Detector.score` and then to `write_report`, and no image is decoded twice. `pictures` is by position.
+    Give it to `Detector.score`, with ``vectors=True``, and both to `write_report`, and no image is decoded twice.
+    `pictures` is by position.
     """
 
     def __init__(self, source: ImageSource) -> None:
@@ -130,7 +131,7 @@ class Thumbnails:
     def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
         """See `images.sources.ReadsReduced`: large pictures are decoded for scoring as they are without thumbnails."""
         if isinstance(self.source, ReadsReduced):
-            pixels, size = self.source.read_reduced(i, (max(least[0], _SIDE), max(least[1], _SIDE)))
+            pixels, size = self.source.read_reduced(i, least)
             return self._kept(i, pixels), size
         pixels = self.read(i)
         return pixels, (pixels.shape[0], pixels.shape[1])

@@ -166,7 +166,7 @@ def product_times() -> dict[str, float]:
         made = {name: kinds[name](rows, norms) for name in worth_trying(torch.device("cpu"))}
         return {name: lambda tighten=tighten: tighten(bounds, centres) for name, tighten in made.items()}  # type: ignore[misc]
 
-    return measured(f"coreset: {n} × {count} × {d}", trials)
+    return measured(f"coreset: {n} × {count} × {d}", trials, among="float32")
 
 
 def _without_rounding(squared: Tensor, norms: Tensor) -> Tensor:

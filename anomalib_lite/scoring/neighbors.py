@@ -283,23 +283,27 @@ class _Integers:
 
 def _quickest(bank: np.ndarray, device: torch.device) -> str:
     """What searches a bank of this shape quickest here; measured once for every power of two."""
-    if device.type != "cpu":
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
     if len(bank) < _MEASURED_FROM:
         return "float32"
-    return quickest(search_times(len(bank), bank.shape[1]), ORDER)
+    return quickest(search_times(len(bank), bank.shape[1], device), ORDER)
 
 
-def search_times(rows: int, dimension: int) -> dict[str, float]:
+def search_times(rows: int, dimension: int, device: torch.device) -> dict[str, float]:
     """Milliseconds of searching 1024 queries in a bank of about so many rows (see `measured_rows`), by kind of product.
 
     Kinds whose kernels do not work here, or take far longer in a small bank, are left out.
     """
-    kinds: tuple[str, ...] = (*worth_trying(torch.device("cpu")), *(() if onednn_fault() else ("int8",)))
-    small = measured(f"search: {TRIAL_QUERIES} × {_TRIFLE} × {dimension}", lambda: _searches(_TRIFLE, dimension, kinds))
-    kinds = tuple(kind for kind in kinds if kind in small and small[kind] < _FAR_LONGER * min(small.values()))
-    rows = measured_rows(rows)
-    return measured(f"search: {TRIAL_QUERIES} × {rows} × {dimension}", lambda: _searches(rows, dimension, kinds))
+
+    def times(count: int, kinds: tuple[str, ...]) -> dict[str, float]:
+        question = f"search on {device.type}: {TRIAL_QUERIES} × {count} × {dimension}"
+        return measured(question, lambda: _searches(count, dimension, kinds, device), among="float32")
+
+    kinds: tuple[str, ...] = worth_trying(device)
+    if device.type == "cpu":
+        kinds += ("faiss",) if onednn_fault() else ("faiss", "int8")
+    small = times(_TRIFLE, kinds)
+    longest = _FAR_LONGER * min(small.values())
+    return times(measured_rows(rows), tuple(k for k in kinds if k == "float32" or small.get(k, longest) < longest))
 
 
 def measured_rows(rows: int) -> int:
@@ -307,18 +311,19 @@ def measured_rows(rows: int) -> int:
     return min(1 << (rows - 1).bit_length(), _MEASURED_TO)
 
 
-def _searches(rows: int, dimension: int, kinds: tuple[str, ...]) -> dict[str, Callable[[], object]]:
+def _searches(
+    rows: int, dimension: int, kinds: tuple[str, ...], device: torch.device
+) -> dict[str, Callable[[], object]]:
     rng = np.random.default_rng(0)
     spread = 1 / np.sqrt(np.arange(1, dimension + 1, dtype=np.float32))  # as components have
     bank, queries = (rng.normal(size=(n, dimension)).astype(np.float32) * spread for n in (rows, TRIAL_QUERIES))
-    flat = _FlatSearch(bank)
-    found: dict[str, Callable[[], object]] = {"faiss": lambda: flat.search(queries, 2)}
+    found: dict[str, Callable[[], object]] = {}
     for kind in kinds:
         try:
-            product = _ProductSearch(bank, None, torch.device("cpu"), kind)
+            index = NeighborIndex(bank, device=str(device), product=kind)
         except (RuntimeError, AttributeError, TypeError):  # a torch whose integer products are of another form
             continue
-        found[kind] = lambda product=product: product.search(queries, 2, None)  # type: ignore[misc]
+        found[kind] = lambda index=index: index.search(queries, 2)  # type: ignore[misc]
     return found
 
 
