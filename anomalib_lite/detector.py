@@ -29,6 +29,7 @@ from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import to_arrays
+from anomalib_lite.images.framing import Frame, choose_frame, picture_sizes
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
@@ -59,8 +60,10 @@ class Detector:
         Weights of a torchvision backbone; default: torchvision's, downloaded once.
     level : "patch" or "global"
         A grid of vectors per image (gives heat maps), or one vector per image.
-    image_size : int, optional
-        Side in pixels that images are resized to; default: the backbone's own. Time grows with its square.
+    image_size : int or (height, width), optional
+        Pixels that images are resized to. One number is the shorter side, and the proportions are those of the training
+        images, chosen once at the fit (by their median); default: the backbone's own. Images of other proportions, by
+        more than 3 %, are laid into the frame and what they leave over is not looked at. Time grows with the area.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
@@ -129,7 +132,7 @@ class Detector:
         layers: str | Sequence[str] | None = None,
         weights: Weights | None = None,
         level: Level = "patch",
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         scorer: ScorerName | Scorer = "knn",
         bank_size: int = 4096,
         selection: Selection = "k-center",
@@ -283,7 +286,7 @@ class Detector:
         copies = source.copies if isinstance(source, VariedSource) else 1
         numbers = None if groups is None else group_numbers(groups, source.ids[::copies])
         passes = iter(("fit", "calibrate"))
-        embedder = self._embedder.uncalibrated()
+        embedder = self._embedder.uncalibrated().framed(self._frame_for(source))
         if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
             if self._chosen["dtype"] == "int8":
                 raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
@@ -311,6 +314,7 @@ class Detector:
             random_state=self.random_state,
             copies=copies,
             value_range=reading.value_range,
+            frame=embedder.frame,
             parameters=self._storable_parameters(),
             embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
         )
@@ -366,6 +370,15 @@ class Detector:
         """Images that were given to `fit` and could not be read."""
         return list(self.fitted_.train.unreadable)
 
+    def _frame_for(self, source: ImageSource) -> Frame:
+        """How images of a source to learn from are seen."""
+        size = self._embedder.image_size
+        if isinstance(source, EmbeddedSource):  # of a comparison, whose models all see one square
+            return self._embedder.frame
+        sizes = picture_sizes(source)
+        fixed = isinstance(self._chosen["image_size"], Sequence)
+        return choose_frame(sizes, size, fixed=fixed) if sizes else Frame(size)
+
     def _new_reduction(self, most: int) -> Reduction:
         """An unfitted reduction for rows that can give `most` components."""
         if self.n_components is None or (self.n_components == "auto" and self.embedder.level == "global"):
@@ -420,7 +433,7 @@ class Detector:
         )
         for image in intake.readable(stream):
             ids.append(image.id)
-            found.append(fitted.score(image.reduced(fitted.reduction), image.original_size))
+            found.append(fitted.score(image.reduced(fitted.reduction), image.original_size, image.judged))
             if vectors:
                 whole.append(image.whole)
         scores = np.array([scored.score for scored in found], dtype=np.float64)
@@ -445,6 +458,7 @@ class Detector:
             vectors=np.array(whole, dtype=np.float32) if vectors else None,
             notes=dict(getattr(source, "notes", {})),
             reading=reading,
+            frame=fitted.frame,
         )
 
     def warm_up(self) -> Detector:
@@ -458,8 +472,7 @@ class Detector:
         RuntimeError
             If the detector is not fitted.
         """
-        side = self.embedder.image_size
-        grey = np.full((side, side, 3), 128, dtype=np.uint8)
+        grey = np.full((*self.embedder.image_size, 3), 128, dtype=np.uint8)
         for count in (self.embedder.batch_size, 1, 1):
             self.score([grey] * count)
         return self

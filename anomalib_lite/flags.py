@@ -41,6 +41,14 @@ def _value_range(text: str) -> tuple[int, int] | str | None:
     return low, high
 
 
+def _image_size(text: str) -> int | tuple[int, ...]:
+    try:
+        sides = [int(part) for part in text.replace("x", ",").split(",")]
+    except ValueError:
+        raise ValueError(f"--image-size {text}: give pixels of the shorter side, or height,width") from None
+    return sides[0] if len(sides) == 1 else tuple(sides)
+
+
 def _variations(text: str) -> Any:
     from anomalib_lite.images.variations import Variations
 
@@ -53,7 +61,7 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "weights": (str | None, typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
     "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
     "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
-    "image_size": (int | None, typer.Option(help="side in pixels that images are resized to")),
+    "image_size": (str | None, typer.Option(help="pixels of the shorter side, or height,width, to resize to")),
     "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
     "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
     "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
@@ -78,6 +86,7 @@ DETECTOR_FLAGS: dict[str, Any] = {
 _READERS: dict[str, Callable[[str], Any]] = {
     "value_range": _value_range,
     "vary": _variations,
+    "image_size": _image_size,
     "components": _components,
     "n_clusters": _number_or_word,
     "eps": _number_or_word,

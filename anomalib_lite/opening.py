@@ -69,10 +69,10 @@ def open_model(
     pick_engine(given["engine"] or "auto", device)
     if given["dtype"] not in (None, "auto", "int8"):
         pick_dtype(given["dtype"], device)
-    asked, fitted_in = given["dtype"], _fitted_in(values)
-    if asked not in (None, "auto", fitted_in) and "int8" in (asked, fitted_in):
+    dtype, fitted_in = given["dtype"], _fitted_in(values)
+    if dtype not in (None, "auto", fitted_in) and "int8" in (dtype, fitted_in):
         # Rounding to 8 bits moves all vectors of a model: measured against others, every picture looks odd.
-        raise ValueError(f"{name} was fitted in {fitted_in} and cannot be computed in {asked}; fit again for it")
+        raise ValueError(f"{name} was fitted in {fitted_in} and cannot be computed in {dtype}; fit again for it")
     backbone = {
         key.removeprefix("backbone."): torch.from_numpy(arrays.pop(key))
         for key in [key for key in arrays if key.startswith("backbone.")]
@@ -83,11 +83,14 @@ def open_model(
         given_weights = weights_of(parameters["backbone"], weights, download=download)
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
         detector = make(**parameters, weights=own)
-        shape = detector.embedder.output_shape
+        embedder = detector.embedder if fitted.frame is None else detector.embedder.framed(fitted.frame)
+        asked = parameters["image_size"]
+        if asked is not None and asked not in (*embedder.image_size, embedder.image_size):
+            raise ValueError(f"an image_size of {asked} does not fit a frame of {embedder.image_size}")
+        shape = embedder.output_shape
         if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
             raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
         fingerprint = str(values["embedder"]["fingerprint"])
-        embedder = detector.embedder
         if embedder.awaits_calibration and fingerprint == embedder.fingerprint:
             embedder = embedder.calibrated(values["embedder"]["ranges"])
     except WeightsError as error:
@@ -121,8 +124,9 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
         parameters["dtype"] = fitted_in
         if fitted_in == "bfloat16":
             parameters["dtype"] = str(pick_dtype("auto", device)).removeprefix("torch.")
-    if isinstance(parameters["value_range"], list):
-        parameters["value_range"] = tuple(parameters["value_range"])
+    for name in ("value_range", "image_size"):
+        if isinstance(parameters[name], list):
+            parameters[name] = tuple(parameters[name])
     if parameters["variations"] is not None:
         parameters["variations"] = Variations(**parameters["variations"])
     if isinstance(parameters["scorer"], dict):

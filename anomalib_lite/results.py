@@ -17,6 +17,7 @@ import numpy as np
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
 
@@ -52,7 +53,7 @@ class Scores:
         Good images (or groups of them) that p-values come from; 1 / (n + 1) is the smallest they allow.
     image_sizes : list of (height, width)
     patch_scores : float32 (n, gh, gw), or None at the global level
-        Scores on the patch grid; `anomaly_map` brings them to image size.
+        Scores on the patch grid, NaN where it reaches beyond the image; `anomaly_map` brings them to image size.
     map_scale : (low, high)
         The scores painted as wholly good and wholly bad, the same for all images.
     nearest : list of Nearest, or None for scorers other than kNN
@@ -63,6 +64,8 @@ class Scores:
         By id, what is not shown of an image: values that leave the range of the training images, further pages.
     reading : Reading or None
         How the images were read, for those who read them again.
+    frame : Frame or None
+        How an image lies on the patch grid; None: the grid is stretched over it.
     """
 
     ids: list[str]
@@ -82,6 +85,7 @@ class Scores:
     vectors: np.ndarray | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     reading: Reading | None = None
+    frame: Frame | None = None
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):
@@ -117,8 +121,13 @@ class Scores:
         """
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
-        height, width = self.image_sizes[i]
-        return _resized(_resized(self.patch_scores[i].T, width).T, height)
+        grid, (height, width) = self.patch_scores[i], self.image_sizes[i]
+        judged = np.isfinite(grid)
+        if not judged.all():  # the picture has the first rows and columns; the last of them go on beside it
+            rows, columns = int(judged[:, 0].sum()), int(judged[0].sum())
+            grid = np.pad(grid[:rows, :columns], [(0, len(grid) - rows), (0, len(grid[0]) - columns)], mode="edge")
+        canvas = (height, width) if self.frame is None else self.frame.canvas((height, width))
+        return _resized(_resized(grid.T, canvas[1]).T, canvas[0])[:height, :width]
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""

@@ -73,7 +73,7 @@ def run_anomalib(data: Path, weights: Path) -> dict[str, Any]:
     import torch
     from anomalib.models.image.patchcore.torch_model import PatchcoreModel
 
-    from anomalib_lite.images.loading import resize
+    from anomalib_lite.images.framing import resize
     from anomalib_lite.images.mvtec import open_mvtec
 
     dataset = open_mvtec(data)

@@ -13,7 +13,7 @@ from anomalib_lite import Detector, KNNScorer, fit, score
 from anomalib_lite.embedding.weights import WeightsError
 from anomalib_lite.files import atomic, model_file
 from anomalib_lite.files.model_file import ModelFileError
-from anomalib_lite.images.loading import resize
+from anomalib_lite.images.framing import resize
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import read_image
 from anomalib_lite.images.sources import open_source

@@ -113,7 +113,7 @@ class TestDescription:
             described["backbone"],
             layers=described["layers"],
             level=described["level"],
-            image_size=described["image_size"],
+            image_size=described["frame"]["size"],
             weights="random",
             dtype="float32",
             device="cpu",
@@ -134,7 +134,7 @@ class TestDescription:
 
     def test_defaults(self):
         made = Embedder("resnet18", weights="random")
-        assert (made.layers, made.image_size, made.level) == (("layer2", "layer3"), 256, "patch")
+        assert (made.layers, made.image_size, made.level) == (("layer2", "layer3"), (256, 256), "patch")
         assert embedder(layers="features.4, features.7").layers == LAYERS
 
 

@@ -10,7 +10,7 @@ from anomalib_lite import Detector, NoGoodImagesError, Variations
 from anomalib_lite.fitted import fitting
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.folds import assign_folds
-from anomalib_lite.images.loading import resize
+from anomalib_lite.images.framing import resize
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.synthetic import render_part
@@ -57,7 +57,7 @@ class TestBudgets:
     def test_when_everything_fits_each_image_is_read_once(self, train, scorer):
         source = Counted(train)
         detector = Detector(scorer=scorer, **SMALL).fit(source)
-        assert source.reads == [1] * len(train)
+        assert source.reads == [2] + [1] * (len(train) - 1)  # the first tells the proportions
         assert detector.fitted_.calibration.n == len(train)
 
     def test_tiny_budgets_read_again_and_still_calibrate_on_every_image(self, data, train, scorer, monkeypatch):
@@ -70,7 +70,7 @@ class TestBudgets:
         shown = rows_shown(type(detector.scorer), monkeypatch)
         source = Counted(train)
         detector.fit(source)
-        assert sorted(source.reads) == [1] + [2] * (len(train) - 1)  # one was held
+        assert sum(source.reads) == 1 + 1 + 2 * (len(train) - 1)  # the first tells the proportions, and one was held
         assert detector.fitted_.calibration.n == len(train)
         assert max(shown) <= 300
         assert_finds_stains(detector, data)
@@ -80,7 +80,7 @@ class TestBudgets:
         source = Counted(train)
         detector = Detector(scorer=scorer, calibration_images=5, **SMALL).fit(source)
         assert detector.fitted_.calibration.n == len(detector.fitted_.train_scores) == 5
-        assert sum(source.reads) == len(train) + 4
+        assert sum(source.reads) == 1 + len(train) + 4  # the first tells the proportions
         assert detector.n_train_ == len(train)
 
 
@@ -312,7 +312,7 @@ class TestSplit:
         source = Counted(many)
         detector = Detector(false_alarm_rate=0.1, **parameters, **SMALL).fit(source, groups="each")
         calibration, train = detector.fitted_.calibration, detector.fitted_.train
-        assert source.reads == [1] * 24
+        assert source.reads == [2] + [1] * 23  # the first tells the proportions
         assert (calibration.n, calibration.exact) == (9, True)  # 1 / (9 + 1) is the rate
         (seen,) = Watchful.fits
         assert seen == set(range(24)) - set(train.calibrating.tolist())
@@ -334,7 +334,7 @@ class TestSplit:
         class Breaking(Counted):
             def read(self, i):
                 self.reads[i] += 1
-                if sum(self.reads) > 2:
+                if sum(self.reads) > 3:  # one for the proportions, two that are learnt
                     raise UnreadableImageError("gone")
                 return self.images[i]
 
@@ -428,7 +428,9 @@ class TestVariations:
         monkeypatch.setattr(fitting, "_HELD_BYTES", 1)
         source = Counted(train)
         detector = Detector(variations=Variations(brightness=0.2, draws=2), **SMALL).fit(source)
-        assert sum(source.reads) == 3 * 12 + 2 * 12 - 1  # two copies calibrate, and one was held
+        assert (
+            sum(source.reads) == 1 + 3 * 12 + 2 * 12 - 1
+        )  # one for the proportions; two copies calibrate, and one was held
         assert detector.fitted_.calibration.n == 12
 
 

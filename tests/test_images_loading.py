@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load, resize
+from anomalib_lite.images.framing import resize
+from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import open_source
 

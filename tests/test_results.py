@@ -145,7 +145,7 @@ class TestDict:
         told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
         verdicts = {"look_again", "calibration_groups"}  # the latter as the smallest p-value
-        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading"}
+        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame"}
         assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | verdicts | maps
 
     def test_other_scorers_have_no_nearest(self):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from anomalib_lite.images.loading import resize
+from anomalib_lite.images.framing import resize
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.plotting.overlays import plot_masks
 from anomalib_lite.plotting.style import (

@@ -332,7 +332,7 @@ def _batches(detector: Detector, source: ImageSource, groups: Groups | None) -> 
 
 
 def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarray]:
-    from anomalib_lite.images.loading import resize
+    from anomalib_lite.images.framing import resize
 
     position = {name: i for i, name in enumerate(source.ids)}
     return lambda row: resize(source.read(position[ids[row]]), 48)

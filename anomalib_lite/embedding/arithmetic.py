@@ -22,11 +22,13 @@ class Measurable(Protocol):
 
     backbone: str
     layers: tuple[str, ...]
-    image_size: int
     device: torch.device
     engine: str
     weight_count: int
     pixel_scale: tuple[torch.Tensor, torch.Tensor]
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
 
     def fresh_network(self) -> torch.nn.Module: ...
 
@@ -45,13 +47,15 @@ def arithmetic_times(embedder: Measurable) -> dict[str, float]:
     """
     place = f"{embedder.device.type}, {embedder.engine}"
     layers = "+".join(embedder.layers)
-    size = embedder.image_size
-    question = f"network on {place}: {embedder.backbone} {layers} {embedder.weight_count}, {_IMAGES} × {size} × {size}"
+    height, width = embedder.image_size
+    question = (
+        f"network on {place}: {embedder.backbone} {layers} {embedder.weight_count}, {_IMAGES} × {height} × {width}"
+    )
     return measured(question, lambda: _trials(embedder), among="float32")
 
 
 def _trials(embedder: Measurable) -> dict[str, Callable[[], object]]:
-    size = (_IMAGES, embedder.image_size, embedder.image_size, 3)
+    size = (_IMAGES, *embedder.image_size, 3)
     images = np.random.default_rng(0).integers(0, 256, size=size, dtype=np.uint8)
     network = embedder.fresh_network().eval().to(embedder.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     short = embedder.fresh_network().eval().to(embedder.device, torch.bfloat16)

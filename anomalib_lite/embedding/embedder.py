@@ -25,6 +25,7 @@ from anomalib_lite.embedding.arithmetic import pick_arithmetic
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError, Ranges
 from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
+from anomalib_lite.images.framing import LARGEST_PIXELS, Frame
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.integers import EngineName, onednn_fault, pick_engine
 from anomalib_lite.machine.processes import check_process
@@ -57,8 +58,8 @@ class Embedder:
         One vector per patch of the image, or one per image.
     weights : "imagenet", path, or state dict
         Where a torchvision backbone's weights come from; see `embedding.weights.load_weights`.
-    image_size : int, optional
-        Images are resized to this square, in pixels. Default: the backbone's own.
+    image_size : int or (height, width), optional
+        Pixels of the images that `embed` is given; one number for a square. Default: the backbone's own.
     device, dtype : str
         "auto" chooses CUDA when there is one, and of float32 and bf16 the quicker one (`machine.measuring`). "int8"
         computes in integers, once `calibrate` has shown it images, or `calibrated` was given what those left.
@@ -84,7 +85,7 @@ class Embedder:
         layers: str | Sequence[str] | None = None,
         level: Level = "patch",
         weights: Weights | None = None,
-        image_size: int | None = None,
+        image_size: int | tuple[int, int] | None = None,
         device: str = "auto",
         dtype: str = "auto",
         engine: EngineName = "auto",
@@ -95,9 +96,9 @@ class Embedder:
             raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
         self.backbone = backbone
         self.level = level
-        self.image_size = backbones.default_input_size(backbone) if image_size is None else image_size
-        check_image_size(self.image_size)
-        self.batch_size = max(1, min(batch_size, _PASS_PIXELS // self.image_size**2))
+        size = both_sides(backbones.default_input_size(backbone) if image_size is None else image_size)
+        self.frame = Frame(size, stretches=True)
+        self._wanted_batch = batch_size
         self.device = pick_device(device)
         self._asked_for = engine
         self.engine = pick_engine(engine, self.device)
@@ -138,6 +139,20 @@ class Embedder:
         if level == "patch" and backbones.PENULTIMATE in self.layers:
             raise ValueError("the penultimate layer has one vector per image; use level='global'")
         return self._but(level=level)
+
+    def framed(self, frame: Frame) -> Embedder:
+        """The same network for pictures that come to it by another frame; shares its parameters."""
+        return self if frame == self.frame else self._but(frame=frame)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels of what it sees."""
+        return self.frame.size
+
+    @property
+    def batch_size(self) -> int:
+        """Images per forward pass: as many as were asked for, and as the memory of a pass takes."""
+        return max(1, min(self._wanted_batch, _PASS_PIXELS // (self.image_size[0] * self.image_size[1])))
 
     @property
     def awaits_calibration(self) -> bool:
@@ -235,13 +250,13 @@ class Embedder:
             "backbone": self.backbone,
             "layers": list(self.layers),
             "level": self.level,
-            "image_size": self.image_size,
+            "frame": self.frame.to_dict(),
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
         }
 
     def embed(self, images: np.ndarray) -> np.ndarray:
-        """Embed one batch of uint8 RGB images (n, h, w, 3), resized to (image_size, image_size) already.
+        """Embed one batch of uint8 RGB images (n, h, w, 3), resized to `image_size` already.
 
         Returns
         -------
@@ -278,7 +293,7 @@ class Embedder:
         """Shape of one image's embedding: (gh, gw, d) at the patch level, (d,) at the global level; without a pass."""
         empty = {key: tensor.to("meta") for key, tensor in self.network.state_dict().items()}
         kind = next(iter(empty.values())).dtype
-        pixels = torch.empty(1, 3, self.image_size, self.image_size, device="meta", dtype=kind)
+        pixels = torch.empty(1, 3, *self.image_size, device="meta", dtype=kind)
         with torch.inference_mode():
             outputs = torch.func.functional_call(self.network, empty, (pixels,))
             pooled = _patches(outputs, self.image_size) if self.level == "patch" else pool_whole(outputs)
@@ -316,17 +331,21 @@ class Features:
     Parameters
     ----------
     layers : tensors (n, c, h, w), or (n, c) at the global level
-    image_size : int
-        Side of the images in pixels.
+    image_size : (height, width) of the images in pixels
     """
 
-    def __init__(self, layers: list[Tensor], image_size: int):
+    def __init__(self, layers: list[Tensor], image_size: tuple[int, int]):
         self.layers = layers
         self.image_size = image_size
 
     def __getitem__(self, i: int) -> Features:
         """Those of one image."""
         return Features([layer[i : i + 1] for layer in self.layers], self.image_size)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return _finest(self.layers, self.image_size)
 
     def patches(self) -> np.ndarray:
         """float32 (n, gh, gw, d)."""
@@ -345,13 +364,13 @@ class Features:
         is pooled, where that leaves it fewer channels: half of the products, and no patch of all channels in memory.
         """
         with torch.inference_mode():
-            side = _finest(self.layers, self.image_size)
+            grid = _finest(self.layers, self.image_size)
             total = offset.to(self.layers[0].device).view(1, -1, 1, 1)
             for layer, part in zip(self.layers, projection.split([len(x[0]) for x in self.layers]), strict=True):
                 shrinks = part.shape[1] < part.shape[0]
                 values = _projected(layer, part) if shrinks else F.avg_pool2d(layer, 3, stride=1, padding=1)
                 values = F.avg_pool2d(values, 3, stride=1, padding=1) if shrinks else _projected(values, part)
-                total = total + _to_grid(values, side)
+                total = total + _to_grid(values, grid)
             return total.permute(0, 2, 3, 1).cpu().numpy()
 
 
@@ -366,6 +385,21 @@ def check_image_size(side: int, *, smallest: int = 32) -> None:
     """Raise ValueError for a side in pixels that no network can see, or that would fill the memory."""
     if not isinstance(side, int | np.integer) or not smallest <= side <= LARGEST_SIDE:
         raise ValueError(f"image_size={side}; networks take a whole number of pixels, {smallest} to {LARGEST_SIDE}")
+
+
+def both_sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """Height and width in pixels that a network can see, of both or of one for a square; else ValueError."""
+    if isinstance(image_size, str) or not isinstance(image_size, Sequence):
+        check_image_size(image_size)
+        return int(image_size), int(image_size)
+    if len(image_size) != 2 or not all(isinstance(side, int | np.integer) and side >= 32 for side in image_size):
+        raise ValueError(f"image_size={image_size}; give one side or (height, width), whole pixels, 32 at least")
+    height, width = (int(side) for side in image_size)
+    if height * width > LARGEST_PIXELS:
+        raise ValueError(
+            f"image_size={image_size}: {height * width} pixels; a network is shown {LARGEST_PIXELS} at most"
+        )
+    return height, width
 
 
 def standardised(images: Tensor) -> Tensor:
@@ -384,16 +418,17 @@ def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
     return max(float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12)) for a, b in pairs)
 
 
-def _patches(outputs: list[Tensor], image_size: int) -> Tensor:
+def _patches(outputs: list[Tensor], image_size: tuple[int, int]) -> Tensor:
     """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
     averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]
-    side = _finest(outputs, image_size)
-    return torch.cat([_to_grid(level, side) for level in averaged], dim=1).permute(0, 2, 3, 1)
+    grid = _finest(outputs, image_size)
+    return torch.cat([_to_grid(level, grid) for level in averaged], dim=1).permute(0, 2, 3, 1)
 
 
-def _finest(layers: list[Tensor], image_size: int) -> int:
-    """Side of the grid that layers are brought to."""
-    return min(max(layer.shape[-1] for layer in layers), image_size // _FINEST_STRIDE)
+def _finest(layers: list[Tensor], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the grid that layers are brought to."""
+    rows, columns = (max(layer.shape[axis] for layer in layers) for axis in (-2, -1))
+    return min(rows, image_size[0] // _FINEST_STRIDE), min(columns, image_size[1] // _FINEST_STRIDE)
 
 
 def _projected(layer: Tensor, projection: Tensor) -> Tensor:
@@ -403,13 +438,13 @@ def _projected(layer: Tensor, projection: Tensor) -> Tensor:
     return (rows @ projection.to(rows.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
 
 
-def _to_grid(level: Tensor, side: int) -> Tensor:
-    """Resize (n, c, h, w) to a square grid: averaging when it shrinks, bilinear when it grows."""
-    if level.shape[-1] == side:
+def _to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Resize (n, c, h, w) to a grid: averaging when it shrinks, bilinear when it grows."""
+    if tuple(level.shape[-2:]) == grid:
         return level
-    if level.shape[-1] > side:
-        return F.adaptive_avg_pool2d(level, side)
-    return F.interpolate(level, size=(side, side), mode="bilinear", align_corners=False)
+    if level.shape[-2] > grid[0] or level.shape[-1] > grid[1]:
+        return F.adaptive_avg_pool2d(level, grid)
+    return F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
 
 
 def pool_whole(outputs: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from anomalib_lite.embedding.embedder import Embedder, Features, Level
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource
 
@@ -23,7 +24,8 @@ OnUnreadable = Literal["skip", "raise"]
 class EmbeddedImage:
     """One image's embedding: float32 (gh, gw, d) at the patch level, (d,) at the global level.
 
-    `whole` is the vector of the global level in any case, float32 (d,).
+    `whole` is the vector of the global level in any case, float32 (d,). `judged` are the numbers of the patches that
+    lie in the picture, where the frame holds more; None for all.
     """
 
     index: int
@@ -31,27 +33,41 @@ class EmbeddedImage:
     embedding: np.ndarray
     whole: np.ndarray
     original_size: tuple[int, int]
+    judged: np.ndarray | None = None
 
     @property
     def rows(self) -> np.ndarray:
-        """The embedding as rows (n, d), n = 1 at the global level."""
-        return self.embedding.reshape(-1, self.embedding.shape[-1])
+        """The embedding as rows (n, d) of the patches that count, n = 1 at the global level."""
+        return self._counting(self.embedding.reshape(-1, self.embedding.shape[-1]))
 
     def reduced(self, reduction: Reduction) -> np.ndarray:
-        """The rows after a reduction, float32 (n, q)."""
+        """These rows after a reduction, float32 (n, q)."""
         return reduction.transform(self.rows)
+
+    def patches(self, rows: np.ndarray) -> np.ndarray:
+        """Numbers (n,) on the grid of the patches that `rows` are of."""
+        return np.arange(len(rows)) if self.judged is None else self.judged
 
     def stored(self) -> EmbeddedImage:
         """As plain arrays, for those who keep many."""
-        return EmbeddedImage(self.index, self.id, self.embedding, self.whole, self.original_size)
+        return EmbeddedImage(self.index, self.id, self.embedding, self.whole, self.original_size, self.judged)
+
+    def _counting(self, rows: np.ndarray) -> np.ndarray:
+        return rows if self.judged is None else rows[self.judged]
 
 
 class FreshImage(EmbeddedImage):
     """An image that the network has just seen: what is not asked for is not computed."""
 
-    def __init__(self, image: LoadedImage, features: Features, level: Level):
+    def __init__(self, image: LoadedImage, features: Features, level: Level, frame: Frame):
         self.__dict__.update(index=image.index, id=image.id, original_size=image.original_size)
-        self.__dict__.update(_features=features, _level=level)
+        self.__dict__.update(_features=features, _level=level, _frame=frame)
+
+    @cached_property
+    def judged(self) -> np.ndarray | None:
+        if self.__dict__["_level"] == "global":
+            return None
+        return self.__dict__["_frame"].judged(self.original_size, self.__dict__["_features"].grid)
 
     @property
     def embedding(self) -> np.ndarray:
@@ -67,7 +83,7 @@ class FreshImage(EmbeddedImage):
         if linear is None or self.__dict__["_level"] == "global":
             return super().reduced(reduction)
         rows = self.__dict__["_features"].reduced(*linear)
-        return rows.reshape(-1, rows.shape[-1])
+        return self._counting(rows.reshape(-1, rows.shape[-1]))
 
 
 @dataclass
@@ -122,7 +138,7 @@ def embed_source(
     loaded = load(
         source,
         indices.tolist(),
-        size=embedder.image_size,
+        size=embedder.frame,
         # One image gains nothing from threads, and starting them takes longer than decoding it.
         workers=0 if len(indices) == 1 else workers,
         prefetch=2 * embedder.batch_size,
@@ -187,4 +203,4 @@ def _calibrating(
 def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
     features = embedder.features(np.stack([image.pixels for image in batch]))
     for i, image in enumerate(batch):
-        yield FreshImage(image, features[i], embedder.level)
+        yield FreshImage(image, features[i], embedder.level, embedder.frame)

@@ -15,6 +15,7 @@ import numpy as np
 
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import Scorer, image_score
 from anomalib_lite.scoring.base import ExplainsByNeighbors, read_only
@@ -74,7 +75,7 @@ class ScoredRows:
     Attributes
     ----------
     score : the image's score; higher = more anomalous
-    patch_scores : float32 (gh, gw)
+    patch_scores : float32 (gh, gw), NaN beside the picture
     nearest : Nearest; None for scorers that do not know
     """
 
@@ -100,6 +101,8 @@ class Fitted:
     origins : int64 (m, 2)
         Training image and patch of every row of the scorer's bank; empty for scorers that do not explain by neighbours.
     train : TrainingImages
+    frame : Frame, or None
+        How a picture lies on the grid; None: the grid is stretched over it.
     history : tuple of Record, every time that the threshold was set
     parameters : the detector's parameters as they were chosen, JSON-able
     embedder : what made the embeddings, see `Embedder.describe`
@@ -113,6 +116,7 @@ class Fitted:
     origins: np.ndarray
     train: TrainingImages
     value_range: tuple[int, int] | None = None
+    frame: Frame | None = None
     history: tuple[Record, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)
@@ -136,8 +140,11 @@ class Fitted:
         """From training image to its score as if it had not been there, for those that calibrate."""
         return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
 
-    def score(self, reduced: np.ndarray, image_size: tuple[int, int]) -> ScoredRows:
-        """Score the reduced embedding (gh × gw, q) of one image of `image_size` (height, width)."""
+    def score(self, reduced: np.ndarray, image_size: tuple[int, int], patches: np.ndarray | None = None) -> ScoredRows:
+        """Score the reduced embedding (n, q) of one image of `image_size` (height, width).
+
+        `patches` (n,) are the numbers of its rows on the grid, where they are not all of it.
+        """
         nearest = None
         if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
             patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
@@ -145,28 +152,31 @@ class Fitted:
             train_image, train_patch = self.origins[bank_rows[worst]].tolist()
             height, width = self.train.sizes[train_image].tolist()
             nearest = Nearest(
-                box=_box(worst, self.grid, image_size),
+                box=self._box(worst if patches is None else int(patches[worst]), image_size),
                 train_id=self.train.ids[train_image],
-                train_box=_box(train_patch, self.grid, (height, width)),
+                train_box=self._box(train_patch, (height, width)),
                 distance=float(distances[worst]),
             )
         else:
             patch_scores = self.scorer.score(reduced)
         score = image_score(patch_scores, self.top_share)
-        return ScoredRows(score, patch_scores.reshape(self.grid).astype(np.float32), nearest)
+        on_grid = patch_scores.astype(np.float32)
+        if patches is not None:
+            on_grid = np.full(self.grid[0] * self.grid[1], np.nan, dtype=np.float32)
+            on_grid[patches] = patch_scores
+        return ScoredRows(score, on_grid.reshape(self.grid), nearest)
+
+    def _box(self, patch: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Pixels (left, top, right, bottom) of a patch of the grid in an image of `size` (height, width)."""
+        height, width = size if self.frame is None else self.frame.canvas(size)
+        row, column = divmod(patch, self.grid[1])
+        return (
+            round(column * width / self.grid[1]),
+            round(row * height / self.grid[0]),
+            min(size[1], round((column + 1) * width / self.grid[1])),
+            min(size[0], round((row + 1) * height / self.grid[0])),
+        )
 
 
 def _remade(values: dict[str, Any]) -> Fitted:
     return Fitted(**values)
-
-
-def _box(patch: int, grid: tuple[int, int], size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Pixels (left, top, right, bottom) of a patch of a grid in an image of `size` (height, width)."""
-    row, column = divmod(patch, grid[1])
-    height, width = size
-    return (
-        round(column * width / grid[1]),
-        round(row * height / grid[0]),
-        round((column + 1) * width / grid[1]),
-        round((row + 1) * height / grid[0]),
-    )

@@ -27,6 +27,7 @@ from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
 from anomalib_lite.fitted.roles import Roles
 from anomalib_lite.fitted.rows import FoldedRows, RowSelection, enlarged
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.machine.memory import available_bytes
 from anomalib_lite.scoring import Scorer, image_score
@@ -56,7 +57,7 @@ class Plan:
     selection : RowSelection, unfitted
     false_alarm_rate, top_share, calibration, calibration_images, random_state : see `Detector`
     groups : int (n,) of the images, or None: shots of one part are looked for
-    value_range : how the images were read, kept in the result
+    value_range, frame : how the images were read and seen, kept in the result
     copies : times that every image is shown, with consecutive indices; the first is the image as it is
     parameters : kept in the result, see `Fitted`
     embedder : gives what is kept of it in the result, when all is embedded
@@ -73,6 +74,7 @@ class Plan:
     groups: np.ndarray | None = None
     copies: int = 1
     value_range: tuple[int, int] | None = None
+    frame: Frame | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Callable[[], Mapping[str, Any]] = dict
 
@@ -92,12 +94,12 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     stream = intake.readable(embed(roles.learnt))
     scorer = plan.make_scorer()
     least = _least(least_images(scorer), plan)
-    sample, X, grid = _first(stream, _SAMPLE_BYTES, least, roles)
-    _require_enough(roles, sample, X.reshape(max(1, len(sample)), -1), intake, least)
+    sample, X, counts, grid = _first(stream, _SAMPLE_BYTES, least, roles)
+    _require_enough(roles, sample, np.split(X, np.cumsum(counts)[:-1]), intake, least)
     reduction = plan.make_reduction(min(X.shape)).fit(X)
     selection = plan.selection
     if selection.trim:
-        groups = np.repeat([roles.group(image.index) for image in sample], grid[0] * grid[1])
+        groups = np.repeat([roles.group(image.index) for image in sample], counts)
         selection = selection.learn(reduction.transform(X), groups)
     del X
 
@@ -114,7 +116,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     for image in _emptying(sample, stream):
         rows = image.reduced(reduction)
         kept = selection.kept(rows, roles.group(image.index))
-        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, kept, roles.fold(image.index))
+        numbers = image.patches(rows)[kept]
+        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, numbers, roles.fold(image.index))
         roles.see(image.index, image.whole)
         if plan.calibration == "cross" and roles.calibrates(image.index) and held_bytes < _HELD_BYTES:
             held[image.index] = rows
@@ -166,7 +169,7 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     learnt = list(intake.readable(embed(roles.learnt)))
     # Calibration leaves one out, and what is left has to vary.
     X = np.array([image.embedding for image in learnt])
-    _require_enough(roles, learnt, X, intake, _least(3, plan))
+    _require_enough(roles, learnt, list(X), intake, _least(3, plan))
     for image in learnt:
         roles.see(image.index, image.whole)
     roles.put_twins_together()
@@ -273,6 +276,7 @@ def _finished(
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]
         train=train,
         value_range=plan.value_range,
+        frame=plan.frame,
         history=(Record.of("fit", calibration, [ids[i * copies] for i in calibrating.tolist()]),),
         parameters=plan.parameters,
         embedder=plan.embedder(),
@@ -280,9 +284,9 @@ def _finished(
 
 
 def _require_enough(
-    roles: Roles, images: list[EmbeddedImage], embeddings: np.ndarray, intake: Intake, least: int
+    roles: Roles, images: list[EmbeddedImage], embeddings: Sequence[np.ndarray], intake: Intake, least: int
 ) -> None:
-    """Refuse too few images or groups, and embeddings (n, …) that are all the same; varied copies do not count."""
+    """Refuse too few images or groups, and embeddings that are all the same; varied copies do not count."""
     copies = roles.copies
     n_images, n_groups = len({i.index // copies for i in images}), len({roles.group(i.index) for i in images})
     if n_images < least:
@@ -299,12 +303,16 @@ def _require_enough(
             "some dozens are recommended"
         )
     # Of many large images only a few are held; that those are the same may be chance.
-    upright = [embedding for image, embedding in zip(images, embeddings, strict=True) if image.index % copies == 0]
+    pairs = zip(images, embeddings, strict=False)  # of no image there is one part, an empty one
+    upright = [embedding for image, embedding in pairs if image.index % copies == 0]
     n_given = len(roles.learnt)
     if (len(images) + len(intake.unreadable) < n_given and len(upright) < 16) or len(upright) < 2:
         return
     tolerance = 1e-5 * float(np.abs(upright[0]).max())  # the last batch may be smaller, and rounded otherwise
-    if all(np.allclose(embedding, upright[0], rtol=0, atol=tolerance) for embedding in upright[1:]):
+    if all(
+        embedding.shape == upright[0].shape and np.allclose(embedding, upright[0], rtol=0, atol=tolerance)
+        for embedding in upright[1:]
+    ):
         raise ValueError(
             f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
             "images vary, so give images of different parts"
@@ -334,24 +342,30 @@ def _least(images: int, plan: Plan) -> int:
 
 def _first(
     stream: Iterator[EmbeddedImage], budget: int, least: int, roles: Roles
-) -> tuple[list[EmbeddedImage], np.ndarray, tuple[int, int]]:
-    """The first images of a stream, as many as fit the budget in bytes, but of `least` groups; their rows and grid."""
+) -> tuple[list[EmbeddedImage], np.ndarray, list[int], tuple[int, int]]:
+    """The first images of a stream, as many as fit the budget in bytes, but of `least` groups; their rows, and grid.
+
+    Of every image, too, how many of the rows are its.
+    """
     sample: list[EmbeddedImage] = []
+    counts: list[int] = []
     groups: set[int] = set()
     X, used, grid = np.empty((0, 0), dtype=np.float32), 0, (0, 0)
     for image in stream:
         embedding = image.embedding
         grid = embedding.shape[0], embedding.shape[1]
         rows = embedding.reshape(-1, embedding.shape[-1])
+        rows = rows if image.judged is None else rows[image.judged]
         if used + len(rows) > len(X):  # at once all that the budget allows, which costs memory only as it is filled
             X = enlarged(X[:used], max(used + len(rows), -(-budget // rows.nbytes) * len(rows)), rows)
         X[used : used + len(rows)] = rows
         used += len(rows)
         sample.append(image)
+        counts.append(len(rows))
         groups.add(roles.group(image.index))
         if used * rows.itemsize * rows.shape[1] >= budget and len(groups) >= least:
             break
-    return sample, X[:used], grid
+    return sample, X[:used], counts, grid
 
 
 def _emptying(sample: list[EmbeddedImage], stream: Iterator[EmbeddedImage]) -> Iterator[EmbeddedImage]:

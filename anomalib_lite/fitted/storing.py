@@ -12,6 +12,7 @@ import numpy as np
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import SCORERS
 from anomalib_lite.scoring.base import ExplainsByNeighbors, check_state
@@ -55,6 +56,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "grid": list(fitted.grid),
         "top_share": fitted.top_share,
         "value_range": fitted.value_range,
+        "frame": None if fitted.frame is None else fitted.frame.to_dict(),
         "calibration": fitted.calibration.settings(),
         "history": [record.to_dict() for record in fitted.history],
         "train_ids": list(fitted.train.ids),
@@ -88,6 +90,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         origins=origins,
         train=train,
         value_range=None if values["value_range"] is None else _range(*values["value_range"]),
+        frame=None if values["frame"] is None else Frame.read(values["frame"]),
         parameters=values["parameters"],
         history=tuple(Record.read(record) for record in values["history"]),
         embedder=values["embedder"],

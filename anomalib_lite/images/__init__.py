@@ -11,7 +11,8 @@
 - `synthetic`: draw a set of metal nuts with defects and masks
 """
 
-from anomalib_lite.images.loading import LoadedImage, UnreadableImage, guess_value_range, load, resize
+from anomalib_lite.images.framing import resize
+from anomalib_lite.images.loading import LoadedImage, UnreadableImage, guess_value_range, load
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError, read_image, read_mask, to_rgb
 from anomalib_lite.images.sources import ImageSource, open_source

@@ -15,8 +15,8 @@ from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
 
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.reading import UnreadableImageError, deepest_value
 from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ReadsReduced
 from anomalib_lite.machine.threads import usable_cores
@@ -60,7 +60,7 @@ def load(
     source: ImageSource,
     indices: Iterable[int] | None = None,
     *,
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | Frame,
     workers: int | None = None,
     on_unreadable: Literal["skip", "raise"] = "skip",
     prefetch: int | None = None,
@@ -73,8 +73,8 @@ def load(
         From `open_source`.
     indices : iterable of int, optional
         Which images, in which order; by default all.
-    size : int or (h, w)
-        Pixels to resize to. The aspect ratio is not kept: every image fills the same grid.
+    size : int, (h, w) or Frame
+        Pixels to resize to. Only a frame keeps proportions; otherwise every image is stretched to the same size.
     workers : int, optional
         Decoding threads; by default one per core, at most 8. 0 decodes in the caller's thread.
     on_unreadable : {"skip", "raise"}, default "skip"
@@ -103,7 +103,8 @@ def load(
     image_0000 (4, 4, 3) (8, 8)
     image_0001 (4, 4, 3) (8, 8)
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    frame = size if isinstance(size, Frame) else Frame((size, size) if isinstance(size, int) else size, stretches=True)
+    height, width = frame.size
     if height < 1 or width < 1:
         raise ValueError(f"size={size}: give one or two lengths of at least 1 pixel")
     if on_unreadable not in ("skip", "raise"):
@@ -127,31 +128,10 @@ def load(
             if on_unreadable == "raise":
                 raise
             return UnreadableImage(i, source.ids[i], str(error))
-        resized = resize(pixels, (height, width))
-        return LoadedImage(i, source.ids[i], resized, original)
+        return LoadedImage(i, source.ids[i], frame.place(pixels, original), original)
 
     # The checks above run when load() is called, the generator only when it is first asked.
     return _ahead(load_one, range(len(source)) if indices is None else indices, workers, prefetch)
-
-
-def resize(pixels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
-    """Resize to a fixed size, bilinear with antialiasing (PIL's), without keeping the aspect ratio.
-
-    Parameters
-    ----------
-    pixels : ndarray of shape (H, W, 3), uint8
-    size : int or (h, w)
-
-    Returns
-    -------
-    ndarray of shape (h, w, 3), uint8
-        `pixels` itself, uncopied, where it has the size already.
-    """
-    height, width = (size, size) if isinstance(size, int) else size
-    if pixels.shape[:2] == (height, width):
-        return pixels
-    # No reducing_gap: it saves time only on downscaling by far more than is usual here, and changes pixels.
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def guess_value_range(source: ImageSource, *, workers: int | None = None) -> tuple[int, int] | None:

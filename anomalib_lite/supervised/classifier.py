@@ -190,7 +190,7 @@ class Classifier:
                 device=device,
                 dtype=own,
             )
-            self.image_size = self.embedder.image_size
+            self.image_size = self.embedder.image_size[0]
 
     def fit(
         self,

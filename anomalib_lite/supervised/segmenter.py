@@ -148,7 +148,7 @@ class Segmenter:
             self.embedder = Embedder(
                 encoder, layers=layers, weights=weights, image_size=image_size, device=device, dtype="float32"
             )
-        self.image_size = self.embedder.image_size if self.embedder else _SIZE if image_size is None else image_size
+        self.image_size = self.embedder.image_size[0] if self.embedder else _SIZE if image_size is None else image_size
         check_image_size(self.image_size, smallest=2)
         multiple = 1 << (depth if encoder is None else 5)
         if self.image_size % multiple:
