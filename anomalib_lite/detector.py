@@ -262,7 +262,7 @@ class Detector:
         UserWarning
             If pictures of 16 bits use fewer, or something of a picture is not shown (`Scores.notes` has the same of
             new ones), or images are nearly the same: they are taken for one group, and where they are many nothing
-            is promised.
+            is promised, or have other proportions than the rest.
 
         Raises
         ------
@@ -376,8 +376,17 @@ class Detector:
         if isinstance(source, EmbeddedSource):  # of a comparison, whose models all see one square
             return self._embedder.frame
         sizes = picture_sizes(source)
-        fixed = isinstance(self._chosen["image_size"], Sequence)
-        return choose_frame(sizes, size, fixed=fixed) if sizes else Frame(size)
+        if not sizes:
+            return Frame(size)
+        frame = choose_frame(sizes, size, fixed=isinstance(self._chosen["image_size"], Sequence))
+        if others := sum(frame.content(known) != frame.size for known in sizes):
+            warnings.warn(
+                f"{others} of {len(sizes)} pictures looked at have other proportions than {frame.size[0]} × "
+                f"{frame.size[1]} (height × width), to which they are brought: they are laid into it, not stretched. "
+                "Sets of one shape tell more",
+                stacklevel=3,
+            )
+        return frame
 
     def _new_reduction(self, most: int) -> Reduction:
         """An unfitted reduction for rows that can give `most` components."""

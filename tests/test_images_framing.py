@@ -138,7 +138,8 @@ class TestDetector:
 
     def test_a_mixture_of_shapes_is_learnt_whole(self):
         pictures = [strip(seed, size) for seed, size in enumerate([(64, 64), (64, 96), (64, 128)] * 4)]
-        detector = Detector(**SMALL).fit(pictures)
+        with pytest.warns(UserWarning, match="8 of 12 pictures looked at have other proportions than 64 × 96"):
+            detector = Detector(**SMALL).fit(pictures)
         assert detector.n_train_ == 12
         assert detector.embedder.image_size == (64, 96)
         bank, grid = detector.fitted_.origins, detector.fitted_.grid
