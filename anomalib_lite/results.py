@@ -127,7 +127,7 @@ class Scores:
             rows, columns = int(judged[:, 0].sum()), int(judged[0].sum())
             grid = np.pad(grid[:rows, :columns], [(0, len(grid) - rows), (0, len(grid[0]) - columns)], mode="edge")
         canvas = (height, width) if self.frame is None else self.frame.canvas((height, width))
-        return _resized(_resized(grid.T, canvas[1]).T, canvas[0])[:height, :width]
+        return _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""
@@ -203,11 +203,12 @@ class Scores:
         return save_overlays(self, folder, images, only_alarms=only_alarms)
 
 
-def _resized(grid: np.ndarray, pixels: int) -> np.ndarray:
-    """Rows (cells, w) brought to (pixels, w): bilinear, then smoothed."""
-    found = np.empty((pixels, grid.shape[1]), dtype=np.float32)
+def _resized(grid: np.ndarray, pixels: int, shown: int) -> np.ndarray:
+    """Rows (cells, w) brought to `pixels` rows, the first of them (shown, w): bilinear, then smoothed."""
+    found = np.empty((shown, grid.shape[1]), dtype=np.float32)
     for rows, cells, weights in _resizing(len(grid), pixels):
-        np.matmul(weights, grid[cells], out=found[rows])
+        part = found[rows]  # cut off where the picture ends: a frame around a thin one has many times its pixels
+        np.matmul(weights[: len(part)], grid[cells], out=part)
     return found
 
 

@@ -1,6 +1,7 @@
 """Proportions: pictures of any shape, seen as they are, by one frame that the training pictures chose."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -129,6 +130,18 @@ class TestDetector:
         left, top, right, bottom = scores.nearest[1].box
         assert 0 <= left < right <= size[1]
         assert 0 <= top < bottom <= size[0]
+
+    def test_the_map_of_a_thin_picture_takes_no_more_memory_than_its_pixels(self, detector):
+        """Its frame has 64 times as many; a stranger's picture of one row must not fill the memory."""
+        scores = detector.score([strip(97, (1, 400_000))])
+        scores.anomaly_map(0)  # weights of this size are kept from here on
+        tracemalloc.start()
+        found = scores.anomaly_map(0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert found.shape == (1, 400_000)
+        assert np.isfinite(found).all()
+        assert peak < 32 * found.nbytes
 
     def test_comes_back_from_a_file(self, detector, tmp_path):
         again = Detector.load(detector.save(tmp_path / "model.safetensors"))

@@ -2,7 +2,8 @@
 
 A `Frame` is chosen once, from the training pictures, and kept in the model: every later picture goes the same way. One
 whose proportions differ from the training pictures' by more than `STRETCH` is laid into the frame's upper left corner;
-what it leaves over is filled by mirroring it, and takes no part in anything.
+what it leaves over is filled by mirroring it, and its patches take no part in anything. (A vector of the whole frame,
+as at the global level, has the mirror image in it.)
 """
 
 from __future__ import annotations
