@@ -111,8 +111,8 @@ class Scores:
         p = float(self.p_values[i])
         return f"{'≤ ' if p * (self.calibration_groups + 1) < 1 + 1e-9 else ''}{p:.4f}"
 
-    def anomaly_map(self, i: int) -> np.ndarray:
-        """Anomaly map (H, W) float32 of image `i` at its original size, in the unit of the scores.
+    def anomaly_map(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
+        """Anomaly map (H, W) float32 of image `i` at its original size or another, in the unit of the scores.
 
         Raises
         ------
@@ -121,12 +121,13 @@ class Scores:
         """
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
-        grid, (height, width) = self.patch_scores[i], self.image_sizes[i]
+        grid, original = self.patch_scores[i], self.image_sizes[i]
+        height, width = original if size is None else size
         judged = np.isfinite(grid)
         if not judged.all():  # the picture has the first rows and columns; the last of them go on beside it
             rows, columns = int(judged[:, 0].sum()), int(judged[0].sum())
             grid = np.pad(grid[:rows, :columns], [(0, len(grid) - rows), (0, len(grid[0]) - columns)], mode="edge")
-        canvas = (height, width) if self.frame is None else self.frame.canvas((height, width))
+        canvas = (height, width) if self.frame is None else self.frame.canvas(original, (height, width))
         return _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
 
     def to_dict(self) -> dict[str, Any]:

@@ -57,9 +57,9 @@ class Frame:
         scale = min(h / height, w / width)
         return max(1, min(h, round(height * scale))), max(1, min(w, round(width * scale)))
 
-    def canvas(self, original: Size) -> Size:
-        """The size (H, W) that the whole frame has in the pixels of such a picture."""
-        (h, w), (height, width) = self.content(original), original
+    def canvas(self, original: Size, shown: Size | None = None) -> Size:
+        """The size (H, W) that the whole frame has in the pixels of such a picture, where it is shown in so many."""
+        (h, w), (height, width) = self.content(original), shown or original
         return round(height * self.size[0] / h), round(width * self.size[1] / w)
 
     def place(self, pixels: np.ndarray, original: Size | None = None) -> np.ndarray:

@@ -233,7 +233,10 @@ def _data(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[str,
             "height": height,
         }
         if scores.patch_scores is not None:
-            heat = np.clip((scores.patch_scores[i] - low) / max(high - low, 1e-12), 0, 1)
+            patches = scores.patch_scores[i]
+            if not np.isfinite(patches).all():  # the page lays the grid over the picture, which has a part of it
+                patches = scores.anomaly_map(i, patches.shape)
+            heat = np.clip((patches - low) / max(high - low, 1e-12), 0, 1)
             found["map"] = base64.b64encode(np.round(255 * heat).astype(np.uint8).tobytes()).decode()
         if scores.nearest is not None:
             found["nearest"] = asdict(scores.nearest[i])
