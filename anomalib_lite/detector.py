@@ -29,10 +29,12 @@ from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import to_arrays
-from anomalib_lite.images.framing import Frame, choose_frame, picture_sizes
+from anomalib_lite.images.foreground import estimate_foreground
+from anomalib_lite.images.framing import Frame, check_tiles, choose_frame, picture_sizes, typical_size
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
+from anomalib_lite.images.region import AUTO, Region, make_region, readable
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
@@ -62,8 +64,21 @@ class Detector:
         A grid of vectors per image (gives heat maps), or one vector per image.
     image_size : int or (height, width), optional
         Pixels that images are resized to. One number is the shorter side, and the proportions are those of the training
-        images, chosen once at the fit (by their median); default: the backbone's own. Images of other proportions, by
-        more than 3 %, are laid into the frame and what they leave over is not looked at. Time grows with the area.
+        images, chosen once at the fit (by their median). Images of other proportions, by more than 3 %, are laid into
+        the frame and what they leave over is not looked at. Default: for the built-in backbone as many as the camera
+        gave, 384 at most; for others their own. Time grows with the area.
+    tiles : int or (rows, columns), optional
+        Look at each image through so many overlapping tiles, or tiles of so many pixels of it, each of which is brought
+        to `image_size`: more pixels than a network can be shown, in flat memory. An image stays one image, with one
+        score, one p-value and one map.
+    tile_overlap : float in [0, 1)
+        Least share of a tile that the next one has too.
+    roi, ignore : optional
+        The region of interest, and areas in it that do not matter, such as a printed number: an image file or bool
+        array (H, W) that is white there; boxes (left, top, right, bottom) or polygons [(x, y), ...], in pixels or, all
+        below 1, in shares of width and height; or a JSON file of ``{"boxes": [...], "polygons": [...]}``. roi="auto"
+        estimates the part from the training images (`diagnose` shows it). Nothing outside is learnt, scored or painted,
+        and images of other proportions are unreadable.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
@@ -133,8 +148,12 @@ class Detector:
         weights: Weights | None = None,
         level: Level = "patch",
         image_size: int | tuple[int, int] | None = None,
+        tiles: int | tuple[int, int] | None = None,
+        tile_overlap: float = 0.25,
+        roi: Any = None,
+        ignore: Any = None,
         scorer: ScorerName | Scorer = "knn",
-        bank_size: int = 4096,
+        bank_size: int = 10_000,
         selection: Selection = "k-center",
         k: int = 2,
         trim: float = 0.0,
@@ -174,6 +193,12 @@ class Detector:
             raise ValueError(f"calibration={calibration!r}; choose 'cross' or 'split'")
         if variations is not None and not isinstance(variations, Variations):
             raise ValueError(f"variations={variations!r}; give Variations(brightness=0.2, ...), or None")
+        if not 0 <= tile_overlap < 1:
+            raise ValueError(f"tile_overlap={tile_overlap} is the share of a tile that the next one has too, in [0, 1)")
+        self.tiles = None if tiles is None else check_tiles(tiles)
+        self.tile_overlap = tile_overlap
+        self.roi, self.ignore = roi, ignore
+        chosen |= {"roi": readable(roi), "ignore": readable(ignore)}
         if bits is not None and (value_range not in ("auto", None) or not 1 <= bits <= 32):
             raise ValueError(f"bits={bits}, value_range={value_range}: give one of them, bits from 1 to 32")
         self.value_range = value_range if bits is None else (0, 2**bits - 1)
@@ -184,6 +209,7 @@ class Detector:
         # The core and what embeds for it, bound together: a thread that scores during a refit sees the old or the new.
         self._learnt: tuple[Fitted, Embedder] | None = None
         self._with_backbone = False
+        self._region: Region | None = None  # of the model file it came from
         self.variations = variations
         self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
@@ -372,21 +398,41 @@ class Detector:
 
     def _frame_for(self, source: ImageSource) -> Frame:
         """How images of a source to learn from are seen."""
-        size = self._embedder.image_size
         if isinstance(source, EmbeddedSource):  # of a comparison, whose models all see one square
             return self._embedder.frame
-        sizes = picture_sizes(source)
-        if not sizes:
-            return Frame(size)
-        frame = choose_frame(sizes, size, fixed=isinstance(self._chosen["image_size"], Sequence))
+        wanted, (side, _) = self._chosen["image_size"], self._embedder.image_size
+        wanted = tuple(wanted) if isinstance(wanted, Sequence) else wanted
+        # The built-in network takes any size; others do best at the one they were trained for.
+        if wanted is None and self._embedder.backbone != BUILTIN:
+            wanted = side
+        sizes = picture_sizes(source) or [(side, side)]  # none can be read: that is said when they are
+        frame = choose_frame(sizes, wanted, tiles=self.tiles, tile_overlap=self.tile_overlap)
+        frame = replace(frame, region=self._region_for(source, typical_size(sizes, frame)))
+        if frame.region is not None and self._embedder.level == "patch":
+            grid = frame.grid(self._embedder.framed(frame).own_grid)
+            if not len(frame.region.cells(grid)):
+                raise ValueError(
+                    f"the region of interest covers half of none of the {grid[0]} × {grid[1]} patches; enlarge it, or "
+                    "give a larger image_size"
+                )
         if others := sum(frame.content(known) != frame.size for known in sizes):
             warnings.warn(
                 f"{others} of {len(sizes)} pictures looked at have other proportions than {frame.size[0]} × "
-                f"{frame.size[1]} (height × width), to which they are brought: they are laid into it, not stretched. "
-                "Sets of one shape tell more",
+                f"{frame.size[1]} (height × width), to which they are brought: they are "
+                + ("unreadable, since the region" if frame.region else "laid into it, not stretched. Sets")
+                + (" of interest is not drawn for them" if frame.region else " of one shape tell more"),
                 stacklevel=3,
             )
         return frame
+
+    def _region_for(self, source: ImageSource, size: tuple[int, int]) -> Region | None:
+        """What is looked at of images of a source to learn from."""
+        if self._region is not None:  # as it was, where a model from a file is fitted again
+            return self._region
+        roi = self.roi
+        if isinstance(roi, str) and roi == AUTO:
+            roi = estimate_foreground(source, size, workers=self.workers)
+        return make_region(roi, self.ignore, size)
 
     def _new_reduction(self, most: int) -> Reduction:
         """An unfitted reduction for rows that can give `most` components."""
@@ -442,7 +488,7 @@ class Detector:
         )
         for image in intake.readable(stream):
             ids.append(image.id)
-            found.append(fitted.score(image.reduced(fitted.reduction), image.original_size, image.judged))
+            found.append(fitted.score(image.blocks(fitted.reduction), image.original_size))
             if vectors:
                 whole.append(image.whole)
         scores = np.array([scored.score for scored in found], dtype=np.float64)
@@ -481,7 +527,7 @@ class Detector:
         RuntimeError
             If the detector is not fitted.
         """
-        grey = np.full((*self.embedder.image_size, 3), 128, dtype=np.uint8)
+        grey = np.full((*self.embedder.frame.size, 3), 128, dtype=np.uint8)
         for count in (self.embedder.batch_size, 1, 1):
             self.score([grey] * count)
         return self
@@ -704,6 +750,7 @@ class Detector:
             path, make, names, weights=weights, download=download, given=given
         )
         detector._learnt, detector._with_backbone = (fitted, embedder), with_backbone
+        detector._region = None if fitted.frame is None else fitted.frame.region
         return detector
 
 

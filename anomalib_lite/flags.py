@@ -42,11 +42,19 @@ def _value_range(text: str) -> tuple[int, int] | str | None:
 
 
 def _image_size(text: str) -> int | tuple[int, ...]:
+    return _one_or_two(text, f"--image-size {text}: give pixels of the shorter side, or height,width")
+
+
+def _tiles(text: str) -> int | tuple[int, ...]:
+    return _one_or_two(text, f"--tiles {text}: give pixels of a tile, or rows,columns")
+
+
+def _one_or_two(text: str, problem: str) -> int | tuple[int, ...]:
     try:
-        sides = [int(part) for part in text.replace("x", ",").split(",")]
+        numbers = [int(part) for part in text.replace("x", ",").split(",")]
     except ValueError:
-        raise ValueError(f"--image-size {text}: give pixels of the shorter side, or height,width") from None
-    return sides[0] if len(sides) == 1 else tuple(sides)
+        raise ValueError(problem) from None
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def _variations(text: str) -> Any:
@@ -62,11 +70,15 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
     "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
     "image_size": (str | None, typer.Option(help="pixels of the shorter side, or height,width, to resize to")),
+    "tiles": (str | None, typer.Option(help="pixels of a tile, or rows,columns: look at a picture piece by piece")),
+    "tile_overlap": (float | None, typer.Option(help="least share that neighbouring tiles share [default: 0.25]")),
+    "roi": (str | None, typer.Option(help="region of interest: mask image, JSON of boxes and polygons, or auto")),
+    "ignore": (str | None, typer.Option(help="areas that do not matter: mask image, or JSON of boxes and polygons")),
     "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
     "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
     "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
     "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
-    "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 4096]")),
+    "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 10000]")),
     "k": (int | None, typer.Option(help="knn: neighbours averaged [default: 2]")),
     "trim": (float | None, typer.Option(help="share of odd training patches that are not learnt from")),
     "n_clusters": (str | None, typer.Option(help="kmeans: number of clusters, or silhouette")),
@@ -87,6 +99,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "value_range": _value_range,
     "vary": _variations,
     "image_size": _image_size,
+    "tiles": _tiles,
     "components": _components,
     "n_clusters": _number_or_word,
     "eps": _number_or_word,

@@ -84,11 +84,9 @@ def open_model(
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
         detector = make(**parameters, weights=own)
         embedder = detector.embedder if fitted.frame is None else detector.embedder.framed(fitted.frame)
-        asked = parameters["image_size"]
-        if asked is not None and asked not in (*embedder.image_size, embedder.image_size):
-            raise ValueError(f"an image_size of {asked} does not fit a frame of {embedder.image_size}")
         shape = embedder.output_shape
-        if (*fitted.grid, len(fitted.reduction.mean_)) != (shape if len(shape) == 3 else (1, 1, *shape)):
+        grid = (1, 1) if len(shape) == 1 else embedder.frame.grid(embedder.own_grid)
+        if (*fitted.grid, len(fitted.reduction.mean_)) != (*grid, shape[-1]):
             raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
         fingerprint = str(values["embedder"]["fingerprint"])
         if embedder.awaits_calibration and fingerprint == embedder.fingerprint:
@@ -124,7 +122,7 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
         parameters["dtype"] = fitted_in
         if fitted_in == "bfloat16":
             parameters["dtype"] = str(pick_dtype("auto", device)).removeprefix("torch.")
-    for name in ("value_range", "image_size"):
+    for name in ("value_range", "image_size", "tiles"):
         if isinstance(parameters[name], list):
             parameters[name] = tuple(parameters[name])
     if parameters["variations"] is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import distance_transform_edt
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
@@ -114,6 +115,8 @@ class Scores:
     def anomaly_map(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Anomaly map (H, W) float32 of image `i` at its original size or another, in the unit of the scores.
 
+        It is 0 outside the region of interest, if there is one.
+
         Raises
         ------
         ValueError
@@ -124,11 +127,19 @@ class Scores:
         grid, original = self.patch_scores[i], self.image_sizes[i]
         height, width = original if size is None else size
         judged = np.isfinite(grid)
-        if not judged.all():  # the picture has the first rows and columns; the last of them go on beside it
-            rows, columns = int(judged[:, 0].sum()), int(judged[0].sum())
-            grid = np.pad(grid[:rows, :columns], [(0, len(grid) - rows), (0, len(grid[0]) - columns)], mode="edge")
+        if not judged.all():  # what is not looked at goes on like what lies nearest to it
+            nearest = distance_transform_edt(~judged, return_distances=False, return_indices=True)
+            grid = grid[tuple(nearest)]
         canvas = (height, width) if self.frame is None else self.frame.canvas(original, (height, width))
-        return _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
+        found = _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
+        if (looked_at := self.looked_at((height, width))) is not None:
+            found[~looked_at] = 0
+        return found
+
+    def looked_at(self, size: tuple[int, int]) -> np.ndarray | None:
+        """The region of interest as bool (H, W), in an image of this size; None where there is none."""
+        region = None if self.frame is None else self.frame.region
+        return None if region is None else region.at(size)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image and the threshold."""

@@ -67,7 +67,8 @@ def training_rows(images: Any, level: str, network: dict[str, Any]) -> np.ndarra
     if level == "patch":
         order = order[:40]
     stream = embed_source(detector.embedder, images, order)
-    rows = np.concatenate([image.rows for image in stream if isinstance(image, EmbeddedImage)])
+    images = (image for image in stream if isinstance(image, EmbeddedImage))
+    rows = np.concatenate([rows for image in images for _, rows in image.blocks()])
     if len(rows) > ROWS:
         rows = rows[rng.choice(len(rows), ROWS, replace=False)]
     return detector.fitted_.reduction.transform(rows)

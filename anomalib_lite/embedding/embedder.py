@@ -98,6 +98,7 @@ class Embedder:
         self.level = level
         size = both_sides(backbones.default_input_size(backbone) if image_size is None else image_size)
         self.frame = Frame(size, stretches=True)
+        self._shapes: dict[tuple[tuple[int, int], Level], tuple[int, ...]] = {}
         self._wanted_batch = batch_size
         self.device = pick_device(device)
         self._asked_for = engine
@@ -146,8 +147,14 @@ class Embedder:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """Height and width in pixels of what it sees."""
-        return self.frame.size
+        """Height and width in pixels of what it is shown at a time."""
+        return self.frame.window
+
+    @property
+    def own_grid(self) -> tuple[int, int]:
+        """Rows and columns of patches of what it is shown at a time; (1, 1) at the global level."""
+        shape = self.output_shape
+        return (shape[0], shape[1]) if len(shape) == 3 else (1, 1)
 
     @property
     def batch_size(self) -> int:
@@ -290,7 +297,13 @@ class Embedder:
 
     @property
     def output_shape(self) -> tuple[int, ...]:
-        """Shape of one image's embedding: (gh, gw, d) at the patch level, (d,) at the global level; without a pass."""
+        """Shape of what `embed` gives for one: (gh, gw, d) at the patch level, (d,) at the global level."""
+        if (known := self._shapes.get((self.image_size, self.level))) is None:
+            known = self._shapes[self.image_size, self.level] = self._output_shape()
+        return known
+
+    def _output_shape(self) -> tuple[int, ...]:
+        """The shape, by a pass without memory or arithmetic."""
         empty = {key: tensor.to("meta") for key, tensor in self.network.state_dict().items()}
         kind = next(iter(empty.values())).dtype
         pixels = torch.empty(1, 3, *self.image_size, device="meta", dtype=kind)

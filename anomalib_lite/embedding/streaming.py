@@ -15,9 +15,14 @@ from anomalib_lite.embedding.embedder import Embedder, Features, Level
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.tiles import Window
 
 _CALIBRATING = 32  # images that integers are calibrated on
+_AHEAD_BYTES = 1 << 28  # of pictures that are decoded ahead
 OnUnreadable = Literal["skip", "raise"]
+
+
+Block = tuple[np.ndarray, np.ndarray]  # numbers of patches int64 (n,), and their rows float32 (n, d)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class EmbeddedImage:
     """One image's embedding: float32 (gh, gw, d) at the patch level, (d,) at the global level.
 
     `whole` is the vector of the global level in any case, float32 (d,). `judged` are the numbers of the patches that
-    lie in the picture, where the frame holds more; None for all.
+    count, where the frame holds more; None for all.
     """
 
     index: int
@@ -36,24 +41,26 @@ class EmbeddedImage:
     judged: np.ndarray | None = None
 
     @property
-    def rows(self) -> np.ndarray:
-        """The embedding as rows (n, d) of the patches that count, n = 1 at the global level."""
-        return self._counting(self.embedding.reshape(-1, self.embedding.shape[-1]))
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches; (1, 1) at the global level."""
+        shape = self.embedding.shape
+        return (1, 1) if len(shape) == 1 else (shape[0], shape[1])
 
-    def reduced(self, reduction: Reduction) -> np.ndarray:
-        """These rows after a reduction, float32 (n, q)."""
-        return reduction.transform(self.rows)
+    def blocks(self, reduction: Reduction | None = None) -> Iterator[Block]:
+        """The patches that count, a part at a time, so that an image of any size takes little memory.
 
-    def patches(self, rows: np.ndarray) -> np.ndarray:
-        """Numbers (n,) on the grid of the patches that `rows` are of."""
-        return np.arange(len(rows)) if self.judged is None else self.judged
+        Yields
+        ------
+        int64 (n,), their numbers on the grid; and float32 (n, d), their rows, after the reduction if there is one.
+        """
+        rows = self.embedding.reshape(-1, self.embedding.shape[-1])
+        numbers = np.arange(len(rows)) if self.judged is None else self.judged
+        rows = rows if self.judged is None else rows[self.judged]
+        yield numbers, rows if reduction is None else reduction.transform(rows)
 
     def stored(self) -> EmbeddedImage:
         """As plain arrays, for those who keep many."""
         return EmbeddedImage(self.index, self.id, self.embedding, self.whole, self.original_size, self.judged)
-
-    def _counting(self, rows: np.ndarray) -> np.ndarray:
-        return rows if self.judged is None else rows[self.judged]
 
 
 class FreshImage(EmbeddedImage):
@@ -67,7 +74,11 @@ class FreshImage(EmbeddedImage):
     def judged(self) -> np.ndarray | None:
         if self.__dict__["_level"] == "global":
             return None
-        return self.__dict__["_frame"].judged(self.original_size, self.__dict__["_features"].grid)
+        return self.__dict__["_frame"].judged(self.original_size, self.grid)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (1, 1) if self.__dict__["_level"] == "global" else self.__dict__["_features"].grid
 
     @property
     def embedding(self) -> np.ndarray:
@@ -78,12 +89,78 @@ class FreshImage(EmbeddedImage):
     def whole(self) -> np.ndarray:
         return self.__dict__["_features"].whole()[0]
 
-    def reduced(self, reduction: Reduction) -> np.ndarray:
-        linear = getattr(reduction, "linear", None)
-        if linear is None or self.__dict__["_level"] == "global":
-            return super().reduced(reduction)
-        rows = self.__dict__["_features"].reduced(*linear)
-        return self._counting(rows.reshape(-1, rows.shape[-1]))
+    def blocks(self, reduction: Reduction | None = None) -> Iterator[Block]:
+        if self.__dict__["_level"] == "global":
+            yield from super().blocks(reduction)
+            return
+        rows = _rows(self.__dict__["_features"], reduction)
+        yield (np.arange(len(rows)), rows) if self.judged is None else (self.judged, rows[self.judged])
+
+
+class TiledImage(EmbeddedImage):
+    """An image that is seen through windows, anew whenever it is asked for: nothing of its size is kept but itself."""
+
+    def __init__(self, image: LoadedImage, embedder: Embedder):
+        self.__dict__.update(index=image.index, id=image.id, original_size=image.original_size)
+        self.__dict__.update(_pixels=image.pixels, _embedder=embedder)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        embedder: Embedder = self.__dict__["_embedder"]
+        return (1, 1) if embedder.level == "global" else embedder.frame.grid(embedder.own_grid)
+
+    @cached_property
+    def judged(self) -> np.ndarray | None:
+        embedder: Embedder = self.__dict__["_embedder"]
+        return None if embedder.level == "global" else embedder.frame.judged(self.original_size, self.grid)
+
+    @property
+    def embedding(self) -> np.ndarray:
+        if self.__dict__["_embedder"].level == "global":
+            return self.whole
+        found: np.ndarray | None = None
+        for numbers, rows in self._seen(None, np.ones(self.grid, dtype=bool).ravel()):
+            if found is None:
+                found = np.empty((self.grid[0] * self.grid[1], rows.shape[1]), dtype=np.float32)
+            found[numbers] = rows
+        assert found is not None  # there is a window
+        return found.reshape(*self.grid, -1)
+
+    @property
+    def whole(self) -> np.ndarray:
+        """The mean of what the windows give."""
+        if "_whole" not in self.__dict__:
+            for _ in self._features():
+                pass
+        return self.__dict__["_whole"]
+
+    def blocks(self, reduction: Reduction | None = None) -> Iterator[Block]:
+        if self.__dict__["_embedder"].level == "global":
+            yield from super().blocks(reduction)
+            return
+        wanted = np.ones(self.grid, dtype=bool).ravel()
+        if self.judged is not None:
+            wanted[:] = False
+            wanted[self.judged] = True
+        yield from self._seen(reduction, wanted)
+
+    def _seen(self, reduction: Reduction | None, wanted: np.ndarray) -> Iterator[Block]:
+        for window, features in self._features():
+            window = window.only(wanted)
+            if len(window.own):
+                yield window.patches, _rows(features, reduction)[window.own]
+
+    def _features(self) -> Iterator[tuple[Window, Features]]:
+        pixels, embedder = self.__dict__["_pixels"], self.__dict__["_embedder"]
+        windows = embedder.frame.windows(embedder.own_grid)
+        total = np.zeros(1)
+        for start in range(0, len(windows), embedder.batch_size):
+            some = windows[start : start + embedder.batch_size]
+            features = embedder.features(np.stack([pixels[window.rows, window.columns] for window in some]))
+            total = total + features.whole().sum(axis=0)
+            for i, window in enumerate(some):
+                yield window, features[i]
+        self.__dict__["_whole"] = (total / len(windows)).astype(np.float32)
 
 
 @dataclass
@@ -141,19 +218,20 @@ def embed_source(
         size=embedder.frame,
         # One image gains nothing from threads, and starting them takes longer than decoding it.
         workers=0 if len(indices) == 1 else workers,
-        prefetch=2 * embedder.batch_size,
+        prefetch=_ahead(embedder),
         on_unreadable=on_unreadable,
     )
     if embedder.awaits_calibration:
         loaded = _calibrating(embedder, loaded)
     bar = tqdm(loaded, desc=progress, total=len(indices), unit="image", file=sys.stderr, disable=progress is None)
     batch: list[LoadedImage] = []
+    size = 1 if embedder.frame.tiled else embedder.batch_size
     for image in bar:
         if isinstance(image, UnreadableImage):
             yield image
             continue
         batch.append(image)
-        if len(batch) == embedder.batch_size:
+        if len(batch) == size:
             yield from _embedded(embedder, batch)
             batch = []
     if batch:
@@ -182,25 +260,55 @@ def embed_whole(
     return np.stack([found[index] for index in kept]), kept
 
 
+def _ahead(embedder: Embedder) -> int:
+    """Pictures to decode ahead: two batches of them, as far as memory goes."""
+    height, width = embedder.frame.size
+    return max(1, min(2 * embedder.batch_size, _AHEAD_BYTES // (3 * height * width)))
+
+
 def _calibrating(
     embedder: Embedder, loaded: Iterator[LoadedImage | UnreadableImage]
 ) -> Iterator[LoadedImage | UnreadableImage]:
     """Calibrate the embedder on the first images of a stream, and pass all of them on."""
     first: list[LoadedImage | UnreadableImage] = []
     pixels: list[np.ndarray] = []
+    windows = embedder.frame.count[0] * embedder.frame.count[1]
     for image in loaded:
         first.append(image)
         if isinstance(image, LoadedImage):
             pixels.append(image.pixels)
-        if len(pixels) == _CALIBRATING:
+        if len(pixels) * windows >= _CALIBRATING:
             break
     if pixels:
-        embedder.calibrate(np.stack(pixels))
+        embedder.calibrate(_shown(embedder.frame, pixels))
     yield from first
     yield from loaded
 
 
+def _shown(frame: Frame, pictures: list[np.ndarray]) -> np.ndarray:
+    """What a network is shown of pictures (h, w, 3) to calibrate by: themselves, or 32 of their windows."""
+    if not frame.tiled:
+        return np.stack(pictures)
+    cuts = [(picture, window) for picture in pictures for window in frame.windows((1, 1))]
+    chosen = np.unique(np.linspace(0, len(cuts) - 1, _CALIBRATING).round().astype(int))
+    return np.stack([cuts[i][0][cuts[i][1].rows, cuts[i][1].columns] for i in chosen.tolist()])
+
+
+def _rows(features: Features, reduction: Reduction | None) -> np.ndarray:
+    """The patches of one image as rows (n, d), after a reduction if there is one."""
+    linear = getattr(reduction, "linear", None)
+    if linear is not None:
+        grid = features.reduced(*linear)[0]
+        return grid.reshape(-1, grid.shape[-1])
+    grid = features.patches()[0]
+    rows = grid.reshape(-1, grid.shape[-1])
+    return rows if reduction is None else reduction.transform(rows)
+
+
 def _embedded(embedder: Embedder, batch: list[LoadedImage]) -> Iterator[EmbeddedImage]:
+    if embedder.frame.tiled:
+        yield from (TiledImage(image, embedder) for image in batch)
+        return
     features = embedder.features(np.stack([image.pixels for image in batch]))
     for i, image in enumerate(batch):
         yield FreshImage(image, features[i], embedder.level, embedder.frame)

@@ -6,7 +6,7 @@ compared. `fitting` makes one, `storing` turns it into a file and back.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any
@@ -140,31 +140,37 @@ class Fitted:
         """From training image to its score as if it had not been there, for those that calibrate."""
         return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
 
-    def score(self, reduced: np.ndarray, image_size: tuple[int, int], patches: np.ndarray | None = None) -> ScoredRows:
-        """Score the reduced embedding (n, q) of one image of `image_size` (height, width).
+    def score(self, blocks: Iterable[tuple[np.ndarray, np.ndarray]], image_size: tuple[int, int]) -> ScoredRows:
+        """Score one image of `image_size` (height, width).
 
-        `patches` (n,) are the numbers of its rows on the grid, where they are not all of it.
+        `blocks` are numbers (n,) of patches on the grid, with their reduced rows (n, q); patches in none do not count.
         """
-        nearest = None
-        if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
-            patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
-            worst = int(patch_scores.argmax())
-            train_image, train_patch = self.origins[bank_rows[worst]].tolist()
-            height, width = self.train.sizes[train_image].tolist()
-            nearest = Nearest(
-                box=self._box(worst if patches is None else int(patches[worst]), image_size),
-                train_id=self.train.ids[train_image],
-                train_box=self._box(train_patch, (height, width)),
-                distance=float(distances[worst]),
-            )
-        else:
-            patch_scores = self.scorer.score(reduced)
-        score = image_score(patch_scores, self.top_share)
-        on_grid = patch_scores.astype(np.float32)
-        if patches is not None:
-            on_grid = np.full(self.grid[0] * self.grid[1], np.nan, dtype=np.float32)
+        on_grid = np.full(self.grid[0] * self.grid[1], np.nan, dtype=np.float32)
+        found: list[np.ndarray] = []
+        nearest, highest = None, -np.inf
+        for patches, reduced in blocks:
+            if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
+                patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
+                worst = int(patch_scores.argmax())
+                if patch_scores[worst] > highest:
+                    highest = patch_scores[worst]
+                    nearest = self._nearest(int(patches[worst]), image_size, bank_rows[worst], distances[worst])
+            else:
+                patch_scores = self.scorer.score(reduced)
             on_grid[patches] = patch_scores
+            found.append(patch_scores)
+        score = image_score(found[0] if len(found) == 1 else np.concatenate(found), self.top_share)
         return ScoredRows(score, on_grid.reshape(self.grid), nearest)
+
+    def _nearest(self, patch: int, image_size: tuple[int, int], bank_row: int, distance: float) -> Nearest:
+        train_image, train_patch = self.origins[bank_row].tolist()
+        height, width = self.train.sizes[train_image].tolist()
+        return Nearest(
+            box=self._box(patch, image_size),
+            train_id=self.train.ids[train_image],
+            train_box=self._box(train_patch, (height, width)),
+            distance=float(distance),
+        )
 
     def _box(self, patch: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Pixels (left, top, right, bottom) of a patch of the grid in an image of `size` (height, width)."""

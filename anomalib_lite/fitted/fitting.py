@@ -12,13 +12,13 @@ it holds near the ends of the declared range too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 
-from anomalib_lite.embedding.streaming import EmbeddedImage, Intake
+from anomalib_lite.embedding.streaming import Block, EmbeddedImage, Intake
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.fitted.duplicates import describe_groups, too_many_twins
@@ -37,6 +37,7 @@ from anomalib_lite.scoring.reduction import Reduction
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
 _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
+_LEAST_SAMPLED = 8  # images that the budget has room for
 # At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
 _GLOBAL_FOLDS = 10
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
@@ -104,24 +105,30 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     del X
 
     if scorer.max_rows is None:
-        _require_memory(len(roles.learnt) * grid[0] * grid[1], sample[0].reduced(reduction).shape[1])
+        _require_memory(len(roles.learnt) * grid[0] * grid[1], next(sample[0].blocks(reduction))[1].shape[1])
     collected = FoldedRows(
         int(roles.folds.max()) + 1,
         scorer.max_rows,
         coreset_size=coreset_size(scorer),
         random_state=plan.random_state,
     )
-    held: dict[int, np.ndarray] = {}  # of images that calibrate, by index
+    held: dict[int, list[Block]] = {}  # of images that calibrate, by index
     held_bytes = 0
     for image in _emptying(sample, stream):
-        rows = image.reduced(reduction)
-        kept = selection.kept(rows, roles.group(image.index))
-        numbers = image.patches(rows)[kept]
-        collected.add(rows if len(kept) == len(rows) else rows[kept], image.index, numbers, roles.fold(image.index))
+        holds = plan.calibration == "cross" and roles.calibrates(image.index)
+        blocks: list[Block] = []
+        for numbers, rows in image.blocks(reduction):
+            kept = selection.kept(rows, roles.group(image.index))
+            some = len(kept) < len(rows)
+            collected.add(
+                rows[kept] if some else rows, image.index, numbers[kept] if some else numbers, roles.fold(image.index)
+            )
+            held_bytes += rows.nbytes if holds else 0
+            holds = holds and held_bytes < _HELD_BYTES
+            blocks = [*blocks, (numbers, rows)] if holds else []
         roles.see(image.index, image.whole)
-        if plan.calibration == "cross" and roles.calibrates(image.index) and held_bytes < _HELD_BYTES:
-            held[image.index] = rows
-            held_bytes += rows.nbytes
+        if holds:
+            held[image.index] = blocks
 
     roles.put_twins_together()
     X, origins = collected.rows(np.repeat(roles.folds, plan.copies))
@@ -129,13 +136,14 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     scorer.fit(X, groups)
     train_scores: dict[int, float] = {}
 
-    def calibrate(unseen: Scorer, rows: np.ndarray, index: int) -> None:
-        _keep_worst(train_scores, index // plan.copies, image_score(unseen.score(rows), plan.top_share))
+    def calibrate(unseen: Scorer, blocks: Iterable[Block], index: int) -> None:
+        scores = np.concatenate([unseen.score(rows) for _, rows in blocks])
+        _keep_worst(train_scores, index // plan.copies, image_score(scores, plan.top_share))
 
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
             roles.see(image.index, image.whole)
-            calibrate(scorer, image.reduced(reduction), image.index)
+            calibrate(scorer, image.blocks(reduction), image.index)
         roles.put_twins_together()
     else:
         rest = [index for index in intake.sizes if roles.calibrates(index) and index not in held]
@@ -148,7 +156,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
             for index in [index for index in held if roles.fold(index) == fold]:
                 calibrate(unseen, held.pop(index), index)
             while waiting is not None and roles.fold(waiting.index) == fold:
-                calibrate(unseen, waiting.reduced(reduction), waiting.index)
+                calibrate(unseen, waiting.blocks(reduction), waiting.index)
                 waiting = next(again, None)
     del X
     return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
@@ -168,7 +176,7 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     intake = Intake()
     learnt = list(intake.readable(embed(roles.learnt)))
     # Calibration leaves one out, and what is left has to vary.
-    X = np.array([image.embedding for image in learnt])
+    X = np.array([image.whole for image in learnt])
     _require_enough(roles, learnt, list(X), intake, _least(3, plan))
     for image in learnt:
         roles.see(image.index, image.whole)
@@ -189,7 +197,7 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
             roles.see(image.index, image.whole)
-            _keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.rows)[0]))
+            _keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.whole[None])[0]))
         roles.put_twins_together()
     else:
         # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
@@ -352,16 +360,20 @@ def _first(
     groups: set[int] = set()
     X, used, grid = np.empty((0, 0), dtype=np.float32), 0, (0, 0)
     for image in stream:
-        embedding = image.embedding
-        grid = embedding.shape[0], embedding.shape[1]
-        rows = embedding.reshape(-1, embedding.shape[-1])
-        rows = rows if image.judged is None else rows[image.judged]
-        if used + len(rows) > len(X):  # at once all that the budget allows, which costs memory only as it is filled
-            X = enlarged(X[:used], max(used + len(rows), -(-budget // rows.nbytes) * len(rows)), rows)
-        X[used : used + len(rows)] = rows
-        used += len(rows)
+        grid, begun = image.grid, used
+        drawing = np.random.default_rng(0)  # the same patches of every image: whether all are the same is asked of them
+        for _, rows in image.blocks():
+            # Of a large image a part, so that there is room for others.
+            share = budget / (_LEAST_SAMPLED * grid[0] * grid[1] * rows[0].nbytes)
+            rows = rows if share >= 1 else rows[drawing.random(len(rows)) < share]
+            if not len(rows):
+                continue
+            if used + len(rows) > len(X):  # at once all that the budget allows, which costs memory only as it is filled
+                X = enlarged(X[:used], max(used + len(rows), -(-budget // rows.nbytes) * len(rows)), rows)
+            X[used : used + len(rows)] = rows
+            used += len(rows)
         sample.append(image)
-        counts.append(len(rows))
+        counts.append(used - begun)
         groups.add(roles.group(image.index))
         if used * rows.itemsize * rows.shape[1] >= budget and len(groups) >= least:
             break

@@ -49,6 +49,8 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "calibration": {"scores": fitted.calibration.scores, "groups": fitted.calibration.groups},
     }
     arrays = {f"{part}.{key}": np.asarray(value) for part, state in parts.items() for key, value in state.items()}
+    if fitted.frame is not None and fitted.frame.region is not None:
+        arrays["frame.region"] = fitted.frame.region.to_array()
     return arrays, {
         "parameters": dict(fitted.parameters),
         "embedder": dict(fitted.embedder),
@@ -90,7 +92,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         origins=origins,
         train=train,
         value_range=None if values["value_range"] is None else _range(*values["value_range"]),
-        frame=None if values["frame"] is None else Frame.read(values["frame"]),
+        frame=None if values["frame"] is None else Frame.read(values["frame"], arrays.get("frame.region")),
         parameters=values["parameters"],
         history=tuple(Record.read(record) for record in values["history"]),
         embedder=values["embedder"],

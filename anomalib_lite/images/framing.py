@@ -12,21 +12,30 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from anomalib_lite.images.decoding import UnreadableImageError, image_size
+from anomalib_lite.images.proportions import STRETCH, Size, same_proportions
+from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource
+from anomalib_lite.images.tiles import LARGEST_NUMBER, STEP, Window, cut, grid_of, windows_needed
 from anomalib_lite.images.variations import VariedSource
 
-Size = tuple[int, int]  # (height, width)
+Tiles = int | tuple[int, int]  # pixels of a picture, or (rows, columns)
 
-# Proportions may differ by so much: kolektor's 500 × 1239 to 1285 pixels do by 2.3 % from their median.
-STRETCH = 0.03
-LARGEST_PIXELS = 1 << 22  # of a frame; a model file from a stranger must not ask for a picture that fills the memory
-_STEP = 16  # the longer side is a multiple of this, the coarsest stride of the networks
+# A model file from a stranger must not ask for a picture that fills the memory: pixels that a network is shown at a
+# time, and of a whole frame, 4 096 × 32 768.
+LARGEST_PIXELS = 1 << 22
+LARGEST_FRAME = 1 << 27
+# What has more pixels is seen through windows of about this side, which share this part of one.
+_WHOLE_PIXELS = 1 << 21
+_WINDOW, _SHARED = 1024, 0.125
+# Pixels of the shorter side unless it is asked for: never more than the camera gave.
+_FEWEST, _MOST, _ROUNDED_TO = 128, 384, 32
 _LOOKED_AT = 200  # pictures that proportions are taken from, evenly spread
 
 
@@ -36,8 +45,11 @@ class Frame:
 
     Attributes
     ----------
-    size : (h, w) pixels that the network sees
+    size : (h, w) pixels that a picture is brought to
     stretches : whether every picture is stretched to them, as those of labelled folders are
+    count : rows and columns of windows that the network sees one after another
+    window : (h, w) pixels of each of them; by default the whole
+    region : what is looked at of a picture, or None for all of it; then pictures of other shapes are refused
 
     Examples
     --------
@@ -48,11 +60,31 @@ class Frame:
 
     size: Size
     stretches: bool = field(default=False, kw_only=True)
+    count: Size = field(default=(1, 1), kw_only=True)
+    window: Size = field(default=(0, 0), kw_only=True)
+    region: Region | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.window == (0, 0):
+            object.__setattr__(self, "window", self.size)
+
+    @property
+    def tiled(self) -> bool:
+        """Whether there is more than one window."""
+        return self.count != (1, 1)
+
+    def windows(self, own: Size) -> list[Window]:
+        """The windows, where the network gives each of them a grid `own` of patches."""
+        return _cut(self.size, self.window, self.count, own)
+
+    def grid(self, own: Size) -> Size:
+        """Rows and columns of patches of the whole, where each window has `own`."""
+        return grid_of(self.size, self.window, own)
 
     def content(self, original: Size) -> Size:
         """Pixels (h, w) that a picture of the size `original` fills, from the upper left corner."""
         (height, width), (h, w) = original, self.size
-        if self.stretches or abs(math.log((height * w) / (width * h))) <= math.log1p(STRETCH):
+        if self.stretches or same_proportions(original, self.size):
             return h, w
         scale = min(h / height, w / width)
         return max(1, min(h, round(height * scale))), max(1, min(w, round(width * scale)))
@@ -63,8 +95,23 @@ class Frame:
         return round(height * self.size[0] / h), round(width * self.size[1] / w)
 
     def place(self, pixels: np.ndarray, original: Size | None = None) -> np.ndarray:
-        """Bring a picture uint8 (H, W, 3) to the frame, (h, w, 3); `original` is its size if it came smaller."""
-        content = self.content(original or (pixels.shape[0], pixels.shape[1]))
+        """Bring a picture uint8 (H, W, 3) to the frame, (h, w, 3); `original` is its size if it came smaller.
+
+        Raises
+        ------
+        UnreadableImageError
+            If it has another shape than those that the region was drawn for.
+        """
+        original = original or (pixels.shape[0], pixels.shape[1])
+        content = self.content(original)
+        if self.region is not None:
+            if content != self.size:
+                height, width = self.region.size
+                raise UnreadableImageError(
+                    f"has {original[0]} × {original[1]} pixels (height × width), other proportions than the {height} × "
+                    f"{width} that the region of interest was drawn for; give pictures of that shape"
+                )
+            pixels = self.region.blanked(pixels)
         placed = resize(pixels, content)
         if content == self.size:
             return placed
@@ -72,7 +119,12 @@ class Frame:
         return np.pad(placed, [*rest, (0, 0)], mode="symmetric")
 
     def judged(self, original: Size, grid: Size) -> np.ndarray | None:
-        """Numbers (n,) of the patches of a grid whose middle lies in such a picture, one at least; None for all."""
+        """Numbers (n,) of the patches of a grid that count, one at least; None for all.
+
+        Their middle lies in the picture, where it does not fill the frame; half of them in the region if there is one.
+        """
+        if self.region is not None:
+            return _cells(self.region, grid)
         content = self.content(original)
         if content == self.size:
             return None
@@ -84,49 +136,173 @@ class Frame:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
-        return {"size": list(self.size), "stretches": self.stretches}
+        return {
+            "size": list(self.size),
+            "stretches": self.stretches,
+            "count": list(self.count),
+            "window": list(self.window),
+            "region": None if self.region is None else self.region.to_dict(),
+        }
 
     @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Frame:
-        """The frame that `to_dict` told of; ValueError if it is none, or asks for more memory than any should."""
-        size, stretches = tuple(values["size"]), values["stretches"]
-        whole = all(isinstance(side, int) and side >= 1 for side in size)
-        if len(size) != 2 or not whole or size[0] * size[1] > LARGEST_PIXELS or not isinstance(stretches, bool):
+    def read(cls, values: Mapping[str, Any], region: np.ndarray | None = None) -> Frame:
+        """The frame that `to_dict` told of; ValueError if it is none, or asks for more memory than any should.
+
+        `region` are the packed pixels of its region, see `Region.to_array`.
+        """
+        size, count, window = (_two_of(values[name]) for name in ("size", "count", "window"))
+        stretches = values["stretches"]
+        covered = all(
+            part <= whole <= n * part and (n == 1) == (part == whole)
+            for whole, n, part in zip(size, count, window, strict=True)
+        )
+        if (
+            not covered
+            or not isinstance(stretches, bool)
+            or math.prod(size) > LARGEST_FRAME
+            or math.prod(window) > LARGEST_PIXELS
+            or math.prod(count) > LARGEST_NUMBER
+        ):
             raise ValueError(f"{dict(values)} is no frame")
-        return cls((size[0], size[1]), stretches=stretches)
+        if (values["region"] is None) != (region is None):
+            raise ValueError("a region without its pixels, or pixels without a region")
+        looked_at = None if region is None else Region.read(values["region"], region)
+        return cls(size, stretches=stretches, count=count, window=window, region=looked_at)
 
 
-def choose_frame(sizes: Sequence[Size], wanted: Size, *, fixed: bool) -> Frame:
+def _two_of(sides: Any) -> Size:
+    if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        raise ValueError(f"{sides} is no frame: two whole numbers are needed")
+    return sides[0], sides[1]
+
+
+@lru_cache(maxsize=8)
+def _cells(region: Region, grid: Size) -> np.ndarray:
+    return region.cells(grid)
+
+
+@lru_cache(maxsize=8)
+def _cut(size: Size, window: Size, count: Size, own: Size) -> list[Window]:
+    return cut(size, window, count, own)
+
+
+def check_tiles(tiles: Any) -> Tiles:
+    """Pixels of a tile, or rows and columns of tiles, as they were asked for; else ValueError."""
+    if isinstance(tiles, int | np.integer) and not isinstance(tiles, bool) and tiles >= 16:
+        return int(tiles)
+    if isinstance(tiles, tuple | list) and len(tiles) == 2:
+        rows, columns = tiles
+        if all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n >= 1 for n in tiles):
+            return int(rows), int(columns)
+    raise ValueError(f"tiles={tiles!r}: give (rows, columns), 1 at least, or the side of a tile in pixels, 16 at least")
+
+
+def choose_frame(
+    sizes: Sequence[Size],
+    wanted: int | Size | None,
+    *,
+    tiles: Tiles | None = None,
+    tile_overlap: float = 0.25,
+) -> Frame:
     """Choose how pictures are seen, from the sizes of those to learn from.
 
     Parameters
     ----------
     sizes : (H, W) of the pictures in pixels, one at least
-    wanted : (h, w)
-        Pixels to see; of the shorter side, unless `fixed`.
-    fixed : bool
-        Whether both sides were asked for.
+    wanted : int or (h, w), optional
+        Pixels to see, of the shorter side or both; of each tile where there are any. Default: as many as the camera
+        gave, 384 at most.
+    tiles, tile_overlap : see `Detector`
 
     Raises
     ------
     ValueError
-        If pictures are so long that the frame would have more pixels than a network is shown.
+        If pictures are so long that the frame would have more pixels than there is memory for, or tiles do not fit.
     """
-    if fixed:
-        return Frame(wanted)
     heights, widths = np.array(sizes, dtype=np.float64).T
     ratio = float(np.exp(np.median(np.log(heights / widths))))
-    longer_by = max(ratio, 1 / ratio)
-    shorter = min(wanted)
-    longer = shorter
-    if longer_by > 1 + STRETCH:
-        longer = max(shorter, round(shorter * longer_by / _STEP) * _STEP)
-    if shorter * longer > LARGEST_PIXELS:
-        raise ValueError(
-            f"image_size={shorter}: pictures that are {longer_by:.1f} times as long as wide would be seen at {shorter} "
-            f"× {longer} pixels, {LARGEST_PIXELS} are the most; give a smaller one"
+    # The median picture: its proportions, and its area.
+    length = float(np.median(np.sqrt(heights * widths)))
+    middle = length * ratio**0.5, length * ratio**-0.5
+    if tiles is not None:
+        return _tiled(middle, wanted, tiles, tile_overlap)
+    if isinstance(wanted, tuple):
+        size = wanted
+    else:
+        shorter = _sensible(min(middle)) if wanted is None else wanted
+        longer_by = max(ratio, 1 / ratio)
+        longer = shorter
+        if longer_by > 1 + STRETCH:
+            longer = max(shorter, _stepped(shorter * longer_by))
+        size = (longer, shorter) if ratio >= 1 else (shorter, longer)
+    if math.prod(size) <= _WHOLE_PIXELS:
+        return Frame(size)
+    whole = _stepped(size[0]), _stepped(size[1])
+    _require_frame(whole, "give a smaller image_size")
+    window = min(whole[0], _WINDOW), min(whole[1], _WINDOW)
+    count = windows_needed(whole[0], window[0], _SHARED), windows_needed(whole[1], window[1], _SHARED)
+    return Frame(whole, count=count, window=window)
+
+
+def _tiled(middle: tuple[float, float], wanted: int | Size | None, tiles: Tiles, overlap: float) -> Frame:
+    """The frame of pictures of the size `middle` that are cut into tiles, each of them seen at `wanted` pixels."""
+    if isinstance(tiles, int):
+        if tiles > min(middle) + 0.5:
+            raise ValueError(
+                f"tiles={tiles}: tiles of so many pixels do not fit pictures of {middle[0]:.0f} × {middle[1]:.0f}; "
+                f"give at most {int(min(middle))}, or (rows, columns)"
+            )
+        tile = float(tiles), float(tiles)
+        count = windows_needed(middle[0], tile[0], overlap), windows_needed(middle[1], tile[1], overlap)
+    else:
+        count = tiles
+        if tiles[0] > middle[0] or tiles[1] > middle[1]:
+            raise ValueError(f"tiles={tiles} are more than pictures of {middle[0]:.0f} × {middle[1]:.0f} have pixels")
+        tile = (
+            middle[0] / (1 + (count[0] - 1) * (1 - overlap)),
+            middle[1] / (1 + (count[1] - 1) * (1 - overlap)),
         )
-    return Frame((longer, shorter) if ratio >= 1 else (shorter, longer))
+    if isinstance(wanted, tuple):
+        raise ValueError(f"image_size={wanted}: of tiles give one number, the pixels that each is seen at")
+    scale = (_sensible(min(tile)) if wanted is None else wanted) / min(tile)
+    whole = _stepped(middle[0] * scale), _stepped(middle[1] * scale)
+    _require_frame(whole, "give a smaller image_size, or larger tiles")
+    (rows, height), (columns, width) = (_along(whole[i], tile[i] * scale, count[i]) for i in (0, 1))
+    count, window = (rows, columns), (height, width)
+    if math.prod(window) > LARGEST_PIXELS or math.prod(count) > LARGEST_NUMBER:
+        raise ValueError(
+            f"tiles={tiles}: {count[0]} × {count[1]} tiles of {window[0]} × {window[1]} pixels; "
+            f"{LARGEST_NUMBER} tiles of {LARGEST_PIXELS} pixels are the most"
+        )
+    return Frame(whole, count=count, window=window)
+
+
+def _along(whole: int, wanted: float, count: int) -> tuple[int, int]:
+    """Windows along a side, and their length in whole steps: one, if that is all of it."""
+    window = max(STEP, math.ceil(max(wanted, whole / count) / STEP - 1e-6) * STEP)
+    return (1, whole) if count == 1 or window >= whole else (count, window)
+
+
+def _stepped(pixels: float) -> int:
+    return max(STEP, round(pixels / STEP) * STEP)
+
+
+def _sensible(pixels: float) -> int:
+    """Pixels at which what is so long is seen, unless it is said."""
+    return max(_FEWEST, min(_MOST, int(pixels / _ROUNDED_TO + 1e-6) * _ROUNDED_TO))
+
+
+def _require_frame(size: Size, way_out: str) -> None:
+    if math.prod(size) > LARGEST_FRAME:
+        raise ValueError(
+            f"pictures would be seen at {size[0]} × {size[1]} pixels, {LARGEST_FRAME} are the most; {way_out}"
+        )
+
+
+def typical_size(sizes: Sequence[Size], frame: Frame) -> Size:
+    """The size (H, W) of the middle one, by area, of the pictures that have the frame's proportions."""
+    fitting = [size for size in sizes if frame.content(size) == frame.size] or list(sizes)
+    return sorted(fitting, key=math.prod)[len(fitting) // 2]
 
 
 def picture_sizes(source: ImageSource) -> list[Size]:

@@ -124,11 +124,12 @@ def load(
             else:
                 pixels = source.read(i)
                 original = pixels.shape[0], pixels.shape[1]
+            placed = frame.place(pixels, original)
         except UnreadableImageError as error:
             if on_unreadable == "raise":
                 raise
             return UnreadableImage(i, source.ids[i], str(error))
-        return LoadedImage(i, source.ids[i], frame.place(pixels, original), original)
+        return LoadedImage(i, source.ids[i], placed, original)
 
     # The checks above run when load() is called, the generator only when it is first asked.
     return _ahead(load_one, range(len(source)) if indices is None else indices, workers, prefetch)

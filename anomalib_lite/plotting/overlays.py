@@ -35,11 +35,14 @@ from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, sho
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
 _OPACITY = 0.65
+_SHADE = 0.4  # of the light of what is not looked at
 _LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
 _PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
 
 
-def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float]) -> np.ndarray:
+def overlay(
+    pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, float], looked_at: np.ndarray | None = None
+) -> np.ndarray:
     """Lay a heat map over an image.
 
     Parameters
@@ -48,6 +51,8 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
     anomaly_map : float (H, W)
     scale : (low, high)
         Scores painted not at all and fully.
+    looked_at : bool (H, W), optional
+        What is False is drawn darker.
 
     Returns
     -------
@@ -65,7 +70,14 @@ def overlay(pixels: np.ndarray, anomaly_map: np.ndarray, scale: tuple[float, flo
         levels = np.clip((anomaly_map[rows] - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
         levels = np.rint(levels).astype(np.uint16)
         painted[rows] = np.rint(pixels[rows] * (1 - weight)[levels] + colours[levels])
+        if looked_at is not None:
+            painted[rows][~looked_at[rows]] = _SHADE * pixels[rows][~looked_at[rows]]
     return painted
+
+
+def overlaid(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
+    """The pixels uint8 (H, W, 3) of image `i` of `scores` with its heat map over it."""
+    return overlay(pixels, scores.anomaly_map(i), scores.map_scale, scores.looked_at(scores.image_sizes[i]))
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -84,7 +96,7 @@ def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
     pixels, anomaly_map = pictures_of(scores, images)(i), scores.anomaly_map(i)
     figure = new_figure(height=3.4)
     left, right = axes_of(figure, 1, 2)
-    for axis, picture in ((left, pixels), (right, overlay(pixels, anomaly_map, scores.map_scale))):
+    for axis, picture in ((left, pixels), (right, overlaid(scores, i, pixels))):
         axis.imshow(picture)
         axis.set_axis_off()
     if anomaly_map.min() < scores.threshold < anomaly_map.max():
@@ -155,7 +167,7 @@ def save_overlays(
     _write_manifest(folder, known | {name: scores.ids[i] for i, name in wanted.items()}, lost)
     for i, name in wanted.items():
         try:
-            painted = overlay(read(i), scores.anomaly_map(i), scores.map_scale)
+            painted = overlaid(scores, i, read(i))
         except UnreadableImageError as error:
             lost[scores.ids[i]] = str(error)
             continue
@@ -236,7 +248,7 @@ def contact_sheet(
             above.text(0.5, 0.5, reason, fontsize=7, ha="center", va="center", transform=above.transAxes)
             continue
         above.imshow(pixels)
-        below.imshow(overlay(pixels, scores.anomaly_map(i), scores.map_scale))
+        below.imshow(overlaid(scores, i, pixels))
     scale = _scale_mappable(*scores.map_scale)
     colours = figure.colorbar(scale, ax=axes, orientation="horizontal", shrink=0.5, aspect=40, pad=0.02)
     colours.set_label(f"patch score (alarm threshold of an image: {scores.threshold:.2f})", fontsize=7)

@@ -63,7 +63,7 @@ class KNNScorer:
     def __init__(
         self,
         *,
-        bank_size: int = 4096,
+        bank_size: int = 10_000,
         selection: Selection = "k-center",
         k: int = 2,
         local: float = 0.5,

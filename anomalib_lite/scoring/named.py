@@ -26,7 +26,7 @@ def make_scorer(
     name: str,
     level: Literal["patch", "global"] = "patch",
     *,
-    bank_size: int = 4096,
+    bank_size: int = 10_000,
     selection: Selection = "k-center",
     k: int = 2,
     n_clusters: int | Literal["silhouette", "auto"] = "auto",
