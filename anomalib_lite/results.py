@@ -8,25 +8,20 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
+from anomalib_lite.fitted.maps import anomaly_map
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
 
 NO_VERDICT = "no verdict"  # of an image that cannot be read
-# Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
-_SMOOTHING = 0.5
-_REACH = 6  # standard deviations, beyond which the Gaussian is below float32's precision
-_BLOCK = 16  # patches whose pixels are computed together: each depends on its neighbours alone
 # What a spreadsheet takes for a formula, behind what it strips; a full-width sign counts for some of them.
 _FORMULA = re.compile(r"[\s\x00-\x20\u200b-\u200f\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")
 
@@ -124,17 +119,7 @@ class Scores:
         """
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
-        grid, original = self.patch_scores[i], self.image_sizes[i]
-        height, width = original if size is None else size
-        judged = np.isfinite(grid)
-        if not judged.all():  # what is not looked at goes on like what lies nearest to it
-            nearest = distance_transform_edt(~judged, return_distances=False, return_indices=True)
-            grid = grid[tuple(nearest)]
-        canvas = (height, width) if self.frame is None else self.frame.canvas(original, (height, width))
-        found = _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
-        if (looked_at := self.looked_at((height, width))) is not None:
-            found[~looked_at] = 0
-        return found
+        return anomaly_map(self.patch_scores[i], self.frame, self.image_sizes[i], size)
 
     def looked_at(self, size: tuple[int, int]) -> np.ndarray | None:
         """The region of interest as bool (H, W), in an image of this size; None where there is none."""
@@ -213,44 +198,6 @@ class Scores:
         from anomalib_lite.plotting.overlays import save_overlays
 
         return save_overlays(self, folder, images, only_alarms=only_alarms)
-
-
-def _resized(grid: np.ndarray, pixels: int, shown: int) -> np.ndarray:
-    """Rows (cells, w) brought to `pixels` rows, the first of them (shown, w): bilinear, then smoothed."""
-    found = np.empty((shown, grid.shape[1]), dtype=np.float32)
-    for rows, cells, weights in _resizing(len(grid), pixels):
-        part = found[rows]  # cut off where the picture ends: a frame around a thin one has many times its pixels
-        np.matmul(weights[: len(part)], grid[cells], out=part)
-    return found
-
-
-@lru_cache(maxsize=32)
-def _resizing(cells: int, pixels: int) -> list[tuple[slice, slice, np.ndarray]]:
-    """What `_resized` multiplies with: slices of pixels and of cells, and float32 weights (pixels, cells) between them.
-
-    Blocks, since a matrix of all pixels by all pixels takes gigabytes for a line-scan picture.
-    """
-    scale = pixels / cells
-    reach = int(np.ceil(_REACH * _SMOOTHING * scale))
-    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (_SMOOTHING * scale)) ** 2)
-    width = max(1.0, 1 / scale)  # of the tent, in cells: shrinking has to average, not to pick
-    step = max(1, round(_BLOCK * scale))
-    blocks = []
-    for top in range(0, pixels, step):
-        bottom = min(top + step, pixels)
-        near = np.arange(max(0, top - reach), min(pixels, bottom + reach))  # what these pixels are smoothed from
-        centres = (near + 0.5) / scale - 0.5
-        if scale >= 1:
-            centres = np.clip(centres, 0, cells - 1)
-        first, last = max(0, int(centres[0] - width)), min(cells, int(centres[-1] + width) + 1)
-        tent = np.maximum(0, 1 - np.abs(centres[:, None] - np.arange(first, last)) / width)
-        tent /= tent.sum(axis=1, keepdims=True)
-        size = len(near) + 2 * reach
-        smooth = np.fft.irfft(np.fft.rfft(tent, size, axis=0) * np.fft.rfft(gaussian, size)[:, None], size, axis=0)
-        weights = np.maximum(smooth[reach + top - near[0] :][: bottom - top], 0)
-        weights = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)  # to one at borders too
-        blocks.append((slice(top, bottom), slice(first, last), weights))
-    return blocks
 
 
 def _as_text(value: str) -> str:

@@ -92,6 +92,8 @@ class Fitted:
     ----------
     reduction, scorer : fitted, their search indexes built
     calibration : Calibration
+    peaks : Calibration or None
+        The same, of the highest value of every image's anomaly map; None at the global level.
     grid : (gh, gw)
         Patches per image; (1, 1) at the global level.
     top_share : float
@@ -117,6 +119,7 @@ class Fitted:
     train: TrainingImages
     value_range: tuple[int, int] | None = None
     frame: Frame | None = None
+    peaks: Calibration | None = None
     history: tuple[Record, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)

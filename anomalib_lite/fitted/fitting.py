@@ -13,7 +13,7 @@ it holds near the ends of the declared range too.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -25,6 +25,7 @@ from anomalib_lite.fitted.duplicates import describe_groups, too_many_twins
 from anomalib_lite.fitted.folds import assign_folds, left_out
 from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.fitted.maps import peak
 from anomalib_lite.fitted.roles import Roles
 from anomalib_lite.fitted.rows import FoldedRows, RowSelection, enlarged
 from anomalib_lite.images.framing import Frame
@@ -135,10 +136,17 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     groups = roles.groups[origins[:, 0] // plan.copies]
     scorer.fit(X, groups)
     train_scores: dict[int, float] = {}
+    peaks: dict[int, float] = {}
 
     def calibrate(unseen: Scorer, blocks: Iterable[Block], index: int) -> None:
-        scores = np.concatenate([unseen.score(rows) for _, rows in blocks])
-        _keep_worst(train_scores, index // plan.copies, image_score(scores, plan.top_share))
+        on_grid = np.full(grid[0] * grid[1], np.nan, dtype=np.float32)
+        found = []
+        for numbers, rows in blocks:
+            found.append(unseen.score(rows))
+            on_grid[numbers] = found[-1]
+        _keep_worst(train_scores, index // plan.copies, image_score(np.concatenate(found), plan.top_share))
+        highest = peak(on_grid.reshape(grid), plan.frame, intake.sizes[index])
+        _keep_worst(peaks, index // plan.copies, highest)
 
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
@@ -159,7 +167,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
                 calibrate(unseen, waiting.blocks(reduction), waiting.index)
                 waiting = next(again, None)
     del X
-    return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores)
+    return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, peaks)
 
 
 def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -237,6 +245,7 @@ def _finished(
     origins: np.ndarray,
     grid: tuple[int, int],
     train_scores: dict[int, float],
+    peaks: Mapping[int, float] | None = None,
 ) -> Fitted:
     """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
     copies = plan.copies
@@ -267,18 +276,23 @@ def _finished(
     withheld = ""
     if plan.groups is None and parts is not None and too_many_twins(parts):
         withheld = describe_groups(parts)
+    calibration_groups = train.groups[calibrating]
     calibration = Calibration(
         scores,
         plan.false_alarm_rate,
-        groups=train.groups[calibrating],
+        groups=calibration_groups,
         withheld=withheld,
         exact=plan.calibration == "split",
     )
+    highest = None
+    if peaks is not None:
+        highest = replace(calibration, scores=np.array([peaks[i] for i in train_scores]), groups=calibration_groups)
     explains = isinstance(scorer, ExplainsByNeighbors)
     return Fitted(
         reduction=reduction,
         scorer=scorer,
         calibration=calibration,
+        peaks=highest,
         grid=grid,
         top_share=plan.top_share,
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]

@@ -19,12 +19,18 @@ _RECOGNISED = 0.5  # of the images: if more score so low, they were learnt from,
 
 
 def recalibrated(
-    fitted: Fitted, scores: np.ndarray, ids: Sequence[str], groups: np.ndarray, mode: Mode = "replace"
+    fitted: Fitted,
+    scores: np.ndarray,
+    ids: Sequence[str],
+    groups: np.ndarray,
+    mode: Mode = "replace",
+    peaks: np.ndarray | None = None,
 ) -> Fitted:
     """The core with a threshold from scores (n,) of fresh good images, of the groups (n,), at the rate it has.
 
     Parameters
     ----------
+    peaks : (n,), the highest values of their anomaly maps; None at the global level
     mode : "replace" or "extend"
         "replace" forgets the old calibration scores: exact split conformal. "extend" adds to them, for more images of
         the same process.
@@ -41,17 +47,21 @@ def recalibrated(
     old = fitted.calibration
     # A threshold set by hand belongs to the scores it was chosen by, and goes with them.
     rate = old.false_alarm_rate if old.fixed is None else float(fitted.parameters["false_alarm_rate"])
-    if mode == "extend":
-        calibration = Calibration(
-            np.append(old.scores, scores),
+
+    def from_fresh(old: Calibration, values: np.ndarray) -> Calibration:
+        if mode == "replace":
+            return Calibration(values, rate, groups=groups, exact=True)
+        return Calibration(
+            np.append(old.scores, values),
             rate,
             groups=np.append(old.groups, groups + old.groups.max() + 1),
             withheld=old.withheld,
             exact=old.exact,
         )
-    else:
-        calibration = Calibration(scores, rate, groups=groups, exact=True)
-    return _with(fitted, calibration, Record.of(mode, calibration, ids))
+
+    calibration = from_fresh(old, scores)
+    highest = None if peaks is None or fitted.peaks is None else from_fresh(fitted.peaks, peaks)
+    return _with(replace(fitted, peaks=highest), calibration, Record.of(mode, calibration, ids))
 
 
 def doubts(fitted: Fitted, scores: np.ndarray, ids: Sequence[str]) -> list[str]:
@@ -78,7 +88,8 @@ def doubts(fitted: Fitted, scores: np.ndarray, ids: Sequence[str]) -> list[str]:
 def at_rate(fitted: Fitted, false_alarm_rate: float, look_again: float | None = None) -> Fitted:
     """The core with the threshold for another rate; see `Calibration.at_rate`."""
     calibration = fitted.calibration.at_rate(false_alarm_rate, look_again=look_again)
-    return _with(fitted, calibration, Record.of("rate", calibration))
+    peaks = None if fitted.peaks is None else fitted.peaks.at_rate(false_alarm_rate)
+    return _with(replace(fitted, peaks=peaks), calibration, Record.of("rate", calibration))
 
 
 def at_threshold(fitted: Fitted, threshold: float, look_again: float | None = None) -> Fitted:

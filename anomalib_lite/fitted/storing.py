@@ -49,6 +49,8 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "calibration": {"scores": fitted.calibration.scores, "groups": fitted.calibration.groups},
     }
     arrays = {f"{part}.{key}": np.asarray(value) for part, state in parts.items() for key, value in state.items()}
+    if fitted.peaks is not None:
+        arrays |= {"peaks.scores": fitted.peaks.scores, "peaks.groups": fitted.peaks.groups}
     if fitted.frame is not None and fitted.frame.region is not None:
         arrays["frame.region"] = fitted.frame.region.to_array()
     return arrays, {
@@ -60,6 +62,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "value_range": fitted.value_range,
         "frame": None if fitted.frame is None else fitted.frame.to_dict(),
         "calibration": fitted.calibration.settings(),
+        "peaks": None if fitted.peaks is None else fitted.peaks.settings(),
         "history": [record.to_dict() for record in fitted.history],
         "train_ids": list(fitted.train.ids),
         "unreadable": [[entry.index, entry.id, entry.reason] for entry in fitted.train.unreadable],
@@ -87,6 +90,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         reduction=reduction,
         scorer=scorer,
         calibration=_calibration(_part(arrays, "calibration"), values["calibration"]),
+        peaks=None if values["peaks"] is None else _calibration(_part(arrays, "peaks"), values["peaks"]),
         grid=(rows, columns),
         top_share=float(values["top_share"]),
         origins=origins,

@@ -1,4 +1,4 @@
-"""When pictures have the same shape: proportions that differ so little that stretching one to the other does no harm."""
+"""When pictures have the same shape: proportions so close that stretching one to the other does no harm."""
 
 from __future__ import annotations
 
