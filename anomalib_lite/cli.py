@@ -80,6 +80,13 @@ def score(
     images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
+    regions: Annotated[Path | None, typer.Option(help="write one line per defect's region to this CSV file")] = None,
+    coco: Annotated[Path | None, typer.Option(help="write the regions to this COCO JSON file")] = None,
+    masks: Annotated[Path | None, typer.Option(help="write the regions as mask PNGs to this folder")] = None,
+    maps: Annotated[Path | None, typer.Option(help="write the anomaly maps to this folder")] = None,
+    map_format: Annotated[str, typer.Option(help="npy, tiff (32-bit floats) or png (16 bits)")] = "npy",
+    min_area: Annotated[float, typer.Option(help="smallest region told: pixels, or mm² if their size is known")] = 0.0,
+    max_regions: Annotated[int | None, typer.Option(help="most regions told of a picture")] = None,
     weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
     download: _Download = False,
     device: _Device = None,
@@ -96,12 +103,20 @@ def score(
 ) -> None:
     """Score images with a fitted detector."""
     from anomalib_lite.files.atomic import saved_to
-    from anomalib_lite.plotting.overlays import overlay_folder
+    from anomalib_lite.plotting.picture_folder import picture_folder
+    from anomalib_lite.region_files import MAP_FORMATS
 
-    if csv is not None:
-        saved_to(csv)
-    if overlays is not None:
-        overlay_folder(overlays)
+    for file in (csv, regions, coco):
+        if file is not None:
+            saved_to(file)
+    folders = [folder for folder in (overlays, masks, maps) if folder is not None]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ValueError("--overlays, --masks and --maps each need a folder of their own")
+    for folder in folders:
+        picture_folder(folder)
+    if map_format not in MAP_FORMATS:
+        raise ValueError(f"--map-format {map_format}: choose one of {', '.join(MAP_FORMATS)}")
+    limits: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
     if false_alarm_rate is not None and threshold is not None:
         raise ValueError("--false-alarm-rate and --threshold both set the threshold; give one of them")
     detector = _loaded(model, weights, download, device, max_pixels)
@@ -119,10 +134,18 @@ def score(
     scores = detector.score(source)
     if overlays is not None:
         scores.save_overlays(overlays, source)
+    if masks is not None:
+        scores.save_masks(masks, **limits)
+    if maps is not None:
+        scores.save_maps(maps, map_format)
     if csv is not None:
         scores.to_csv(csv, overlays=overlays)
+    if regions is not None:
+        scores.regions_to_csv(regions, **limits)
+    if coco is not None:
+        scores.to_coco(coco, **limits)
     if as_json:
-        typer.echo(json.dumps(scores.to_dict()))
+        typer.echo(json.dumps(scores.to_dict(**limits)))
     else:
         verdicts = scores.verdicts
         width = max(map(len, verdicts), default=0)

@@ -27,6 +27,7 @@ from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
 from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
+from anomalib_lite.fitted.maps import peak
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import to_arrays
 from anomalib_lite.images.foreground import estimate_foreground
@@ -79,6 +80,8 @@ class Detector:
         below 1, in shares of width and height; or a JSON file of ``{"boxes": [...], "polygons": [...]}``. roi="auto"
         estimates the part from the training images (`diagnose` shows it). Nothing outside is learnt, scored or painted,
         and images of other proportions are unreadable.
+    pixel_size : float, optional
+        Side of an image's pixel in millimetres: then regions have their area in square millimetres too.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
@@ -152,6 +155,7 @@ class Detector:
         tile_overlap: float = 0.25,
         roi: Any = None,
         ignore: Any = None,
+        pixel_size: float | None = None,
         scorer: ScorerName | Scorer = "knn",
         bank_size: int = 10_000,
         selection: Selection = "k-center",
@@ -198,6 +202,9 @@ class Detector:
         self.tiles = None if tiles is None else check_tiles(tiles)
         self.tile_overlap = tile_overlap
         self.roi, self.ignore = roi, ignore
+        if pixel_size is not None and not 0 < pixel_size < np.inf:
+            raise ValueError(f"pixel_size={pixel_size} is the side of an image's pixel in millimetres, above 0")
+        self.pixel_size = pixel_size
         chosen |= {"roi": readable(roi), "ignore": readable(ignore)}
         if bits is not None and (value_range not in ("auto", None) or not 1 <= bits <= 32):
             raise ValueError(f"bits={bits}, value_range={value_range}: give one of them, bits from 1 to 32")
@@ -514,6 +521,9 @@ class Detector:
             notes=dict(getattr(source, "notes", {})),
             reading=reading,
             frame=fitted.frame,
+            pixel_threshold=None if fitted.peaks is None else fitted.peaks.threshold,
+            usual_score=fitted.usual_score,
+            pixel_size=self.pixel_size,
         )
 
     def warm_up(self) -> Detector:
@@ -621,7 +631,11 @@ class Detector:
             numbers = duplicate_groups(scores.vectors.copy())  # torch warns of read-only arrays
             if found := describe_groups(numbers):
                 warnings.warn(f"{found}; such pictures count as one", stacklevel=2)
-        fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode)
+        peaks = None
+        if scores.patch_scores is not None:
+            sizes = zip(scores.patch_scores, scores.image_sizes, strict=True)
+            peaks = np.array([peak(grid, scores.frame, size) for grid, size in sizes])
+        fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode, peaks)
         for doubt in recalibration.doubts(self.fitted_, scores.scores, scores.ids):
             warnings.warn(doubt, stacklevel=2)
         return self._with(fitted)

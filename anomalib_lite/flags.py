@@ -74,6 +74,7 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "tile_overlap": (float | None, typer.Option(help="least share that neighbouring tiles share [default: 0.25]")),
     "roi": (str | None, typer.Option(help="region of interest: mask image, JSON of boxes and polygons, or auto")),
     "ignore": (str | None, typer.Option(help="areas that do not matter: mask image, or JSON of boxes and polygons")),
+    "pixel_size": (float | None, typer.Option(help="side of a picture's pixel in millimetres")),
     "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
     "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
     "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),

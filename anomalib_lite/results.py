@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
-from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.fitted.maps import anomaly_map
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
+from anomalib_lite.regions import DefectRegion, find_regions
 
+if TYPE_CHECKING:
+    from anomalib_lite.region_files import MapFormat
+
+_MAP_PIXELS = 1 << 22  # regions of larger images are found in a map of so many: patches have no finer detail
 NO_VERDICT = "no verdict"  # of an image that cannot be read
-# What a spreadsheet takes for a formula, behind what it strips; a full-width sign counts for some of them.
-_FORMULA = re.compile(r"[\s\x00-\x20\u200b-\u200f\ufeff]*[=+\-@＝＋－＠]|[\t\r\n]")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,12 @@ class Scores:
         By id, what is not shown of an image: values that leave the range of the training images, further pages.
     reading : Reading or None
         How the images were read, for those who read them again.
+    pixel_threshold : float or None
+        Anomaly maps exceed it anywhere in a share `false_alarm_rate` of good images; None at the global level.
+    usual_score : float
+        Of a patch of a good image, the median.
+    pixel_size : float or None
+        Side of an image's pixel in millimetres.
     frame : Frame or None
         How an image lies on the patch grid; None: the grid is stretched over it.
     """
@@ -82,6 +89,9 @@ class Scores:
     notes: Mapping[str, str] = field(default_factory=dict)
     reading: Reading | None = None
     frame: Frame | None = None
+    pixel_threshold: float | None = None
+    usual_score: float = 0.0
+    pixel_size: float | None = None
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):
@@ -117,17 +127,72 @@ class Scores:
         ValueError
             At the global level, which scores whole images only.
         """
+        return anomaly_map(self._grid(i), self.frame, self.image_sizes[i], size)
+
+    def require_maps(self) -> None:
+        """Raise ValueError at the global level, which scores whole images only."""
         if self.patch_scores is None:
             raise ValueError("level='global' scores whole images and has no anomaly maps; use level='patch'")
-        return anomaly_map(self.patch_scores[i], self.frame, self.image_sizes[i], size)
+
+    def regions(self, i: int, *, min_area: float = 0.0, max_regions: int | None = None) -> list[DefectRegion]:
+        """Where image `i` is unlike the good ones: regions with an outline, the highest first.
+
+        A region is where the anomaly map exceeds `pixel_threshold`, which the maps of a share `false_alarm_rate` of
+        good images do anywhere (so there is no count of pixels to correct for); see `regions`.
+
+        Parameters
+        ----------
+        min_area : in pixels, or square millimetres where the size of a pixel is known; smaller ones are left out
+        max_regions : most that are told
+
+        Raises
+        ------
+        ValueError
+            At the global level, which scores whole images only.
+        """
+        return self._regions(i, min_area, max_regions)[0]
+
+    def defect_mask(self, i: int, *, min_area: float = 0.0, max_regions: int | None = None) -> np.ndarray:
+        """The regions of image `i` as bool (H, W), True where it is unlike the good ones; see `regions`."""
+        height, width = self.image_sizes[i]
+        labels = self._regions(i, min_area, max_regions)[1] > 0
+        if labels.shape == (height, width):
+            return labels
+        return np.array(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
+
+    def _grid(self, i: int) -> np.ndarray:
+        self.require_maps()
+        assert self.patch_scores is not None
+        return self.patch_scores[i]
+
+    def _regions(self, i: int, min_area: float, max_regions: int | None) -> tuple[list[DefectRegion], np.ndarray]:
+        grid, size = self._grid(i), self.image_sizes[i]
+        if min_area < 0 or (max_regions is not None and max_regions < 0):
+            raise ValueError(f"min_area={min_area}, max_regions={max_regions}: neither is negative")
+        # A map is nowhere above the patches that it is made of.
+        if self.pixel_threshold is None or not np.nanmax(grid) > self.pixel_threshold:
+            return [], np.zeros((1, 1), dtype=np.int32)
+        shrink = max(1.0, (size[0] * size[1] / _MAP_PIXELS) ** 0.5)
+        shown = max(1, round(size[0] / shrink)), max(1, round(size[1] / shrink))
+        canvas = shown if self.frame is None else self.frame.canvas(size, shown)
+        return find_regions(
+            self.anomaly_map(i, shown),
+            self.pixel_threshold,
+            usual=self.usual_score,
+            patch=(canvas[0] / grid.shape[0], canvas[1] / grid.shape[1]),
+            size=size,
+            pixel_size=self.pixel_size,
+            min_area=min_area,
+            max_regions=max_regions,
+        )
 
     def looked_at(self, size: tuple[int, int]) -> np.ndarray | None:
         """The region of interest as bool (H, W), in an image of this size; None where there is none."""
         region = None if self.frame is None else self.frame.region
         return None if region is None else region.at(size)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the maps, JSON-able: one entry per image and the threshold."""
+    def to_dict(self, *, min_area: float = 0.0, max_regions: int | None = None) -> dict[str, Any]:
+        """Everything but the maps, JSON-able: one entry per image, with its `regions`, and the thresholds."""
         images = []
         for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
             entry: dict[str, Any] = {
@@ -139,9 +204,14 @@ class Scores:
             }
             if self.nearest is not None:
                 entry["nearest"] = asdict(self.nearest[i])
+            if self.patch_scores is not None:
+                found = self.regions(i, min_area=min_area, max_regions=max_regions)
+                entry["regions"] = [region.to_dict() for region in found]
             images.append(entry)
         return {
             "threshold": self.threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "pixel_size": self.pixel_size,
             "false_alarm_rate": self.false_alarm_rate,
             "guarantee_met": self.guarantee_met,
             "look_again": self.look_again,
@@ -158,20 +228,59 @@ class Scores:
         """
         shown: dict[str, Path] = {}
         if overlays is not None:
-            from anomalib_lite.plotting.overlays import overlay_folder
+            from anomalib_lite.plotting.picture_folder import picture_folder
 
-            shown = {image_id: Path(overlays, name) for name, image_id in overlay_folder(overlays).items()}
+            shown = {image_id: Path(overlays, name) for name, image_id in picture_folder(overlays).items()}
         lines = [["id", "score", "p_value", "alarm", "verdict", "unreadable", "overlay"]]
         for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
             row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), verdict, ""]
-            lines.append([_as_text(image_id), *row, _as_text(os.fspath(shown.get(image_id, "")))])
-        lines += [[_as_text(entry.id), "", "", "", NO_VERDICT, _as_text(entry.reason), ""] for entry in self.unreadable]
+            lines.append([as_text(image_id), *row, as_text(os.fspath(shown.get(image_id, "")))])
+        lines += [[as_text(entry.id), "", "", "", NO_VERDICT, as_text(entry.reason), ""] for entry in self.unreadable]
         if overlays is None:
             lines = [line[:-1] for line in lines]
-        text = io.StringIO(newline="")
-        csv.writer(text).writerows(lines)
-        # File names need not be valid text; what is not comes out as \\x.. instead of stopping the run.
-        return write_atomically(Path(path), text.getvalue().encode("utf-8", errors="backslashreplace"))
+        return write_csv(path, lines)
+
+    def regions_to_csv(
+        self, path: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None
+    ) -> Path:
+        """Write one line per region of every image (see `regions`); returns the path."""
+        from anomalib_lite import region_files
+
+        self.require_maps()
+        return region_files.regions_to_csv(self, path, min_area=min_area, max_regions=max_regions)
+
+    def to_coco(self, path: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None) -> Path:
+        """Write the regions as annotations of a COCO file, of the one category "defect"; returns the path.
+
+        Its polygons have no holes, so that of a ring is the line around it; `area` is that of the ring itself.
+        """
+        from anomalib_lite import region_files
+
+        self.require_maps()
+        return region_files.to_coco(self, path, min_area=min_area, max_regions=max_regions)
+
+    def save_masks(
+        self, folder: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None
+    ) -> list[Path]:
+        """Write the regions of every image as a mask, PNG of its size, white where it is defective; see `regions`.
+
+        A folder of its own is needed, as for `save_overlays`.
+        """
+        from anomalib_lite import region_files
+
+        self.require_maps()
+        return region_files.save_masks(self, folder, min_area=min_area, max_regions=max_regions)
+
+    def save_maps(self, folder: str | os.PathLike[str], format: MapFormat = "npy") -> list[Path]:
+        """Write every anomaly map at the size of its image: "npy" and "tiff" hold float32, "png" 16 bits.
+
+        The value of a step of 16 bits is the same for all images, and stands in ``.anomalib_lite-overlays.json`` beside
+        them; they reach to four times the pixel threshold. A folder of its own is needed, as for `save_overlays`.
+        """
+        from anomalib_lite import region_files
+
+        self.require_maps()
+        return region_files.save_maps(self, folder, format)
 
     def save_overlays(self, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False) -> list[Path]:
         """Write every image with its heat map over it as PNG, all on one colour scale.
@@ -198,8 +307,3 @@ class Scores:
         from anomalib_lite.plotting.overlays import save_overlays
 
         return save_overlays(self, folder, images, only_alarms=only_alarms)
-
-
-def _as_text(value: str) -> str:
-    """A cell that a spreadsheet shows rather than runs or cuts short: file names come from strangers."""
-    return ("'" + value if _FORMULA.match(value) else value).replace("\0", "\\x00")

@@ -94,6 +94,8 @@ class Fitted:
     calibration : Calibration
     peaks : Calibration or None
         The same, of the highest value of every image's anomaly map; None at the global level.
+    usual_score : float
+        Of a patch of a good image: the median, over calibrating images, of their medians.
     grid : (gh, gw)
         Patches per image; (1, 1) at the global level.
     top_share : float
@@ -120,6 +122,7 @@ class Fitted:
     value_range: tuple[int, int] | None = None
     frame: Frame | None = None
     peaks: Calibration | None = None
+    usual_score: float = 0.0
     history: tuple[Record, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Mapping[str, Any] = field(default_factory=dict)

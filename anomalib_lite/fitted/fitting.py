@@ -137,6 +137,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     scorer.fit(X, groups)
     train_scores: dict[int, float] = {}
     peaks: dict[int, float] = {}
+    medians: list[float] = []
 
     def calibrate(unseen: Scorer, blocks: Iterable[Block], index: int) -> None:
         on_grid = np.full(grid[0] * grid[1], np.nan, dtype=np.float32)
@@ -145,6 +146,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
             found.append(unseen.score(rows))
             on_grid[numbers] = found[-1]
         _keep_worst(train_scores, index // plan.copies, image_score(np.concatenate(found), plan.top_share))
+        medians.append(float(np.nanmedian(on_grid)))
         highest = peak(on_grid.reshape(grid), plan.frame, intake.sizes[index])
         _keep_worst(peaks, index // plan.copies, highest)
 
@@ -167,7 +169,9 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
                 calibrate(unseen, waiting.blocks(reduction), waiting.index)
                 waiting = next(again, None)
     del X
-    return _finished(plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, peaks)
+    return _finished(
+        plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, peaks, medians
+    )
 
 
 def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -246,6 +250,7 @@ def _finished(
     grid: tuple[int, int],
     train_scores: dict[int, float],
     peaks: Mapping[int, float] | None = None,
+    medians: Sequence[float] = (),
 ) -> Fitted:
     """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
     copies = plan.copies
@@ -293,6 +298,7 @@ def _finished(
         scorer=scorer,
         calibration=calibration,
         peaks=highest,
+        usual_score=float(np.median(medians)) if medians else 0.0,
         grid=grid,
         top_share=plan.top_share,
         origins=origins[scorer.bank_rows_] if explains else origins[:0],  # type: ignore[attr-defined]

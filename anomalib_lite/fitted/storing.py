@@ -59,6 +59,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "scorer": {"name": scorer.name, "parameters": scorer.parameters()},
         "grid": list(fitted.grid),
         "top_share": fitted.top_share,
+        "usual_score": fitted.usual_score,
         "value_range": fitted.value_range,
         "frame": None if fitted.frame is None else fitted.frame.to_dict(),
         "calibration": fitted.calibration.settings(),
@@ -93,6 +94,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         peaks=None if values["peaks"] is None else _calibration(_part(arrays, "peaks"), values["peaks"]),
         grid=(rows, columns),
         top_share=float(values["top_share"]),
+        usual_score=_finite(values["usual_score"]),
         origins=origins,
         train=train,
         value_range=None if values["value_range"] is None else _range(*values["value_range"]),
@@ -126,6 +128,12 @@ def _training_images(state: Arrays, values: dict[str, Any]) -> TrainingImages:
 def _calibration(state: Arrays, settings: dict[str, Any]) -> Calibration:
     check_state(state, scores="m", groups="m")
     return Calibration(state["scores"], groups=state["groups"], **settings)
+
+
+def _finite(value: float) -> float:
+    if not isinstance(value, float) or not np.isfinite(value):
+        raise ValueError(f"{value!r} is no number")
+    return value
 
 
 def _range(low: int, high: int) -> tuple[int, int]:

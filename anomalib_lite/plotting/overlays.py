@@ -1,17 +1,13 @@
 """Anomaly maps over their images, on one colour scale: as figures, as contact sheets, as a folder of PNG files.
 
 The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
-map varies. A folder of overlays holds a manifest, which leads from every file back to its picture, tells our files from
-others, and keeps the folder from being scored as if it held parts.
+map varies. What is outside the region of interest is dark, and a line goes around every region of a defect.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import textwrap
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,11 +20,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
-from PIL import Image
+from PIL import Image, ImageDraw
 
-from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import OVERLAYS_MARK, SUFFIXES
+from anomalib_lite.plotting.picture_folder import picture_folder, save_pictures
 from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
 
@@ -76,8 +71,21 @@ def overlay(
 
 
 def overlaid(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
-    """The pixels uint8 (H, W, 3) of image `i` of `scores` with its heat map over it."""
-    return overlay(pixels, scores.anomaly_map(i), scores.map_scale, scores.looked_at(scores.image_sizes[i]))
+    """The pixels uint8 (H, W, 3) of image `i` of `scores` with its heat map over it, and its regions outlined."""
+    painted = overlay(pixels, scores.anomaly_map(i), scores.map_scale, scores.looked_at(scores.image_sizes[i]))
+    rings = [ring for region in scores.regions(i) for ring in region.outline]
+    return _outlined(painted, rings) if rings else painted
+
+
+def _outlined(pixels: np.ndarray, rings: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
+    """Rings of corners (x, y) drawn over a picture: light with dark edges, to be seen on any ground."""
+    picture = Image.fromarray(pixels)
+    pencil = ImageDraw.Draw(picture)
+    width = max(1, round(min(pixels.shape[:2]) / 320))
+    for colour, wide in (((0, 0, 0), 3 * width), ((120, 220, 255), width)):
+        for ring in rings:
+            pencil.line([*ring, ring[0]], fill=colour, width=wide)
+    return np.asarray(picture)
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -154,61 +162,17 @@ def save_overlays(
     scores: Scored, folder: str | os.PathLike[str], images: Any, *, only_alarms: bool = False
 ) -> list[Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
-    folder, known = Path(folder), overlay_folder(folder)
+    picture_folder(folder)
     read = pictures_of(scores, images)
-    taken = {name.casefold(): image_id for name, image_id in known.items()}
-    chosen = np.flatnonzero(scores.alarms) if only_alarms else range(len(scores.ids))
-    wanted = {int(i): _file_name(scores.ids[i], taken) for i in chosen}
-    written: list[Path] = []
-    lost: dict[str, str] = {}
+    chosen = np.flatnonzero(scores.alarms).tolist() if only_alarms else range(len(scores.ids))
+    wanted = {i: scores.ids[i] for i in chosen}
     if wanted:
-        scores.anomaly_map(next(iter(wanted)))  # the global level has none and says so, before anything is made
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_manifest(folder, known | {name: scores.ids[i] for i, name in wanted.items()}, lost)
-    for i, name in wanted.items():
-        try:
-            painted = overlaid(scores, i, read(i))
-        except UnreadableImageError as error:
-            lost[scores.ids[i]] = str(error)
-            continue
-        Image.fromarray(painted).save(folder / name)
-        known[name] = scores.ids[i]
-        written.append(folder / name)
-    _write_manifest(folder, known, lost)
-    if lost:
-        reasons = "; ".join(list(lost.values())[:3])
-        warnings.warn(f"{len(lost)} of {len(wanted)} overlays could not be drawn: {reasons}", stacklevel=3)
-    return written
+        scores.require_maps()  # the global level has none and says so, before anything is made
 
+    def write(i: int, path: Path) -> None:
+        Image.fromarray(overlaid(scores, i, read(i))).save(path)
 
-def overlay_folder(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """The overlays that a folder holds, from file name to image id; none if it is still to be made.
-
-    Raises
-    ------
-    ValueError
-        If the folder, or one below it, holds pictures that are no overlays of ours: they would be overwritten, or no
-        longer be found when their folder is scored.
-    """
-    folder, known = Path(folder), {}
-    if (folder / OVERLAYS_MARK).is_file():
-        try:
-            listed = json.loads((folder / OVERLAYS_MARK).read_bytes())["overlays"]
-            known = {str(name): str(image_id) for name, image_id in listed.items() if (folder / name).is_file()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / OVERLAYS_MARK} is damaged ({error}); choose another folder") from error
-    for parent, folders, files in os.walk(folder):
-        for name in (*files, *folders):
-            if name.lower().endswith(SUFFIXES) and not (name in known and Path(parent) == folder):
-                raise ValueError(
-                    f"{folder} holds {os.path.relpath(os.path.join(parent, name), folder)}, which is no overlay of "
-                    f"ours; give overlays a folder of their own, such as {folder / 'overlays'}"
-                )
-    return known
-
-
-def _write_manifest(folder: Path, overlays: dict[str, str], lost: dict[str, str]) -> None:
-    write_atomically(folder / OVERLAYS_MARK, json.dumps({"overlays": overlays, "not_drawn": lost}, indent=1).encode())
+    return save_pictures(folder, wanted, write)
 
 
 def contact_sheet(
@@ -258,20 +222,3 @@ def contact_sheet(
 
 def _scale_mappable(low: float, high: float) -> ScalarMappable:
     return ScalarMappable(Normalize(low, high), colormaps[COLOURS])
-
-
-def _file_name(image_id: str, taken: dict[str, str]) -> str:
-    """A name that keeps the whole id, stays inside its folder and is no other image's; notes it in `taken`.
-
-    An id that cannot be a name as it is, or whose name is taken, is told apart by a checksum.
-    """
-    base = "__".join(part for part in image_id.split("/") if part not in ("", ".", ".."))
-    clean = "".join(letter if letter.isalnum() or letter in "-_. " else "_" for letter in base).lstrip(". ")
-    name = f"{clean}.png"
-    whole = clean == image_id.strip("/").replace("/", "__")
-    # File systems allow 255 bytes, and some do not tell A from a.
-    if not whole or not 0 < len(clean.encode()) < 200 or taken.get(name.casefold(), image_id) != image_id:
-        checksum = hashlib.sha256(image_id.encode("utf-8", "surrogatepass")).hexdigest()[:12]
-        name = f"{clean[-40:].lstrip('. ') or 'image'}~{checksum}.png"
-    taken[name.casefold()] = image_id
-    return name
