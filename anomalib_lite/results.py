@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from PIL import Image
 from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
-from anomalib_lite.fitted.maps import anomaly_map
+from anomalib_lite.fitted.maps import anomaly_map, map_bands
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
@@ -128,6 +128,10 @@ class Scores:
             At the global level, which scores whole images only.
         """
         return anomaly_map(self._grid(i), self.frame, self.image_sizes[i], size)
+
+    def map_bands(self, i: int, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
+        """The rows of `anomaly_map`, a band at a time: for images that fill the memory."""
+        return map_bands(self._grid(i), self.frame, self.image_sizes[i], size)
 
     def require_maps(self) -> None:
         """Raise ValueError at the global level, which scores whole images only."""
@@ -286,7 +290,8 @@ class Scores:
         """Write every image with its heat map over it as PNG, all on one colour scale.
 
         Files are called like their image, ``good/a.jpg`` becoming ``good__a.jpg.png``; ``.anomalib_lite-overlays.json``
-        beside them names the image of each. An image that is gone or unreadable by now is left out with a warning.
+        beside them names the image of each. Images of more than 33 megapixels are drawn smaller. One that is gone or
+        unreadable by now is left out with a warning.
 
         Parameters
         ----------

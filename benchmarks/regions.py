@@ -65,9 +65,7 @@ def main() -> None:
     parser.add_argument("--froc", type=Path, help="file of the curves")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print(
-        "| data | good images with a region (promised) | defects hit | regions per good image | area / mask, quartiles |"
-    )
+    print("| data | good images with a region (promised) | defects hit | regions per good image | area / mask |")
     print("| --- | --- | --- | --- | --- |")
     figure = new_figure(height=3.4)
     (axis,) = axes_of(figure, 1, 1)
@@ -77,7 +75,8 @@ def main() -> None:
         found = measure(detector, detector.score(data.test), data)
         print(
             f"| {folder.name} | {found['alarmed']:.3f} ({arguments.rate:g}) of {found['good']} | {found['hit']:.3f} of "
-            f"{found['defects']} | {found['false']:.3f} | {found['low']:.2f}, {found['area']:.2f}, {found['high']:.2f} |",
+            f"{found['defects']} | {found['false']:.3f} | "
+            f"{found['area']:.2f} (half: {found['low']:.2f} to {found['high']:.2f}) |",
             flush=True,
         )
         if arguments.froc:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.arithmetic import pick_arithmetic
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
+from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError, Ranges
 from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
 from anomalib_lite.images.framing import LARGEST_PIXELS, Frame
@@ -303,14 +304,23 @@ class Embedder:
         return known
 
     def _output_shape(self) -> tuple[int, ...]:
-        """The shape, by a pass without memory or arithmetic."""
+        if self.backbone == BUILTIN:
+            sizes = SmallNetwork.map_sizes(*self.image_size)
+            return self._shape_of([(channels, *size) for channels, size in zip(CHANNELS, sizes, strict=True)])
+        # A pass without memory or arithmetic. The first of a process imports torch's tracing, 200 MB and a second.
         empty = {key: tensor.to("meta") for key, tensor in self.network.state_dict().items()}
         kind = next(iter(empty.values())).dtype
         pixels = torch.empty(1, 3, *self.image_size, device="meta", dtype=kind)
         with torch.inference_mode():
             outputs = torch.func.functional_call(self.network, empty, (pixels,))
-            pooled = _patches(outputs, self.image_size) if self.level == "patch" else pool_whole(outputs)
-        return tuple(pooled.shape[1:])
+        return self._shape_of([tuple(output.shape[1:]) for output in outputs])
+
+    def _shape_of(self, layers: list[tuple[int, ...]]) -> tuple[int, ...]:
+        """Shape of an embedding of layers of the shapes (c, h, w), or (c,)."""
+        channels = sum(layer[0] for layer in layers)
+        if self.level == "patch":
+            return (*_finest([layer[1:] for layer in layers], self.image_size), channels)
+        return (sum(layer[0] * (2 if len(layer) == 3 else 1) for layer in layers),)
 
     def preprocess(self, images: np.ndarray) -> Tensor:
         """uint8 (n, h, w, 3) to the network's standardised input (n, 3, h, w), channels last in memory."""
@@ -358,7 +368,7 @@ class Features:
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
-        return _finest(self.layers, self.image_size)
+        return _finest([layer.shape for layer in self.layers], self.image_size)
 
     def patches(self) -> np.ndarray:
         """float32 (n, gh, gw, d)."""
@@ -377,7 +387,7 @@ class Features:
         is pooled, where that leaves it fewer channels: half of the products, and no patch of all channels in memory.
         """
         with torch.inference_mode():
-            grid = _finest(self.layers, self.image_size)
+            grid = self.grid
             total = offset.to(self.layers[0].device).view(1, -1, 1, 1)
             for layer, part in zip(self.layers, projection.split([len(x[0]) for x in self.layers]), strict=True):
                 shrinks = part.shape[1] < part.shape[0]
@@ -434,13 +444,13 @@ def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
 def _patches(outputs: list[Tensor], image_size: tuple[int, int]) -> Tensor:
     """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
     averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]
-    grid = _finest(outputs, image_size)
+    grid = _finest([output.shape for output in outputs], image_size)
     return torch.cat([_to_grid(level, grid) for level in averaged], dim=1).permute(0, 2, 3, 1)
 
 
-def _finest(layers: list[Tensor], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the grid that layers are brought to."""
-    rows, columns = (max(layer.shape[axis] for layer in layers) for axis in (-2, -1))
+def _finest(sizes: Sequence[Sequence[int]], image_size: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns of the grid that layers, whose last two lengths are their rows and columns, are brought to."""
+    rows, columns = (max(size[axis] for size in sizes) for axis in (-2, -1))
     return min(rows, image_size[0] // _FINEST_STRIDE), min(columns, image_size[1] // _FINEST_STRIDE)
 
 

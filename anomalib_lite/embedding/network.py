@@ -55,6 +55,11 @@ class SmallNetwork(nn.Module):
         middle, coarse = self.features(images)
         return [self.heads[0](middle), self.heads[1](coarse)]
 
+    @staticmethod
+    def map_sizes(height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of the two maps of images of this size, without a pass."""
+        return [(-(-height // stride), -(-width // stride)) for stride in (8, 16)]
+
     def features(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """The maps (n, c, h/8, w/8) and (n, c, h/16, w/16) before the heads."""
         middle = self.middle(self.stem(images))

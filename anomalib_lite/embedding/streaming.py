@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from anomalib_lite.images.tiles import Window
 
 _CALIBRATING = 32  # images that integers are calibrated on
 _AHEAD_BYTES = 1 << 28  # of pictures that are decoded ahead
+_ALONE = 1 << 24  # pixels of pictures that are not
 OnUnreadable = Literal["skip", "raise"]
 
 
@@ -216,8 +218,9 @@ def embed_source(
         source,
         indices.tolist(),
         size=embedder.frame,
-        # One image gains nothing from threads, and starting them takes longer than decoding it.
-        workers=0 if len(indices) == 1 else workers,
+        # One image gains nothing from threads, and starting them takes longer than decoding it. Of the largest none
+        # waits in memory while another is looked at.
+        workers=0 if len(indices) == 1 or math.prod(embedder.frame.size) > _ALONE else workers,
         prefetch=_ahead(embedder),
         on_unreadable=on_unreadable,
     )

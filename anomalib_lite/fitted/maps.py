@@ -5,6 +5,7 @@ A map is the grid of patch scores, brought to a size by bilinear interpolation a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -34,15 +35,32 @@ def anomaly_map(
     float32 (H, W), 0 outside the frame's region
     """
     height, width = original if size is None else size
+    found = np.empty((height, width), dtype=np.float32)
+    for rows, band in map_bands(grid, frame, original, size):
+        found[rows] = band
+    return found
+
+
+def map_bands(
+    grid: np.ndarray, frame: Frame | None, original: tuple[int, int], size: tuple[int, int] | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The rows of such a map, a band float32 (h, W) at a time, so that it takes little memory whatever its size."""
+    height, width = original if size is None else size
     judged = np.isfinite(grid)
     if not judged.all():  # what is not looked at goes on like what lies nearest to it
         nearest = distance_transform_edt(~judged, return_distances=False, return_indices=True)
         grid = grid[tuple(nearest)]
     canvas = (height, width) if frame is None else frame.canvas(original, (height, width))
-    found = _resized(_resized(grid.T, canvas[1], width).T, canvas[0], height)
-    if frame is not None and frame.region is not None:
-        found[~frame.region.at((height, width))] = 0
-    return found
+    looked_at = None if frame is None or frame.region is None else frame.region.at((height, width))
+    wide = _resized(grid.T, canvas[1], width).T
+    for rows, cells, weights in _resizing(len(wide), canvas[0]):
+        if rows.start >= height:  # the picture ends, and a frame around a thin one has many times its pixels
+            return
+        band = weights[: height - rows.start] @ wide[cells]
+        rows = slice(rows.start, rows.start + len(band))
+        if looked_at is not None:
+            band[~looked_at[rows]] = 0
+        yield rows, band
 
 
 def peak(grid: np.ndarray, frame: Frame | None, original: tuple[int, int]) -> float:

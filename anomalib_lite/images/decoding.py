@@ -137,11 +137,17 @@ class _RefusedError(Exception):
 
 
 def decode(
-    source: Any, name: str, reading: Reading, only_deep: bool = False, least: tuple[int, int] | None = None
+    source: Any,
+    name: str,
+    reading: Reading,
+    only_deep: bool = False,
+    least: tuple[int, int] | None = None,
+    before: Callable[[int], None] = lambda pixels: None,
 ) -> Decoded | None:
     """Load an image upright, in the values it was stored with; None if `only_deep` and it has 8 bits.
 
-    With `least` (h, w) a JPEG may come smaller than it is stored, but no smaller than that.
+    With `least` (h, w) a JPEG may come smaller than it is stored, but no smaller than that. `before` is called with the
+    number of pixels when they are about to be decoded.
     """
     with _named_errors(name, source):
         if isinstance(source, Image.Image):
@@ -162,6 +168,7 @@ def decode(
             lossy = isinstance(image, JpegImageFile | WebPImageFile) and b"VP8L" not in file.head
             stored, turned = image.size, _orientation(image) >= 5
             _shrink(image, least, turned)
+            before(image.width * image.height)
             _load(image, file, stored)
             low = None
             if low_mode:

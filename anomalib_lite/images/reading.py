@@ -7,6 +7,7 @@ decoder's own and the result.
 from __future__ import annotations
 
 import os
+import threading
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from anomalib_lite.images.decoding import (
 # Transparent pixels are laid on mid-grey: neither a dark nor a bright part vanishes in it, and its edge
 # against either is as weak as one fixed ground allows.
 ALPHA_GROUND = 128
+_LARGE = 1 << 24  # pixels of pictures that are decoded one at a time, and come smaller where less is wanted
 
 
 def read_image(
@@ -80,7 +82,7 @@ def read_reduced(
     name: str | None = None,
     notes: list[str] | None = None,
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """As `read_image`, but that a JPEG may come smaller than it is stored, and no smaller than `least` (h, w).
+    """As `read_image`, but a JPEG or a large picture may come smaller than it is, and no smaller than `least`.
 
     Returns
     -------
@@ -88,11 +90,37 @@ def read_reduced(
     size : (H, W) that the image has
     """
     name = name or name_of(source)
-    decoded = decode(source, name, reading, least=least)
-    assert decoded is not None
     notes = [] if notes is None else notes
-    notes += decoded.notes
-    return _to_rgb8(decoded, name, reading, notes), decoded.original or (decoded.height, decoded.width)
+    with _Turn() as turn:
+        decoded = decode(source, name, reading, least=least, before=turn.wait)
+        assert decoded is not None
+        notes += decoded.notes
+        shrink = 1
+        if least is not None and decoded.height * decoded.width > _LARGE:
+            shrink = max(1, min(decoded.height // max(1, least[0]), decoded.width // max(1, least[1])))
+        pixels = _to_rgb8(decoded, name, reading, notes, shrink)
+    return pixels, decoded.original or (decoded.height, decoded.width)
+
+
+class _Turn:
+    """Large pictures are decoded one after another: each takes seven bytes per pixel until it is small."""
+
+    _one = threading.Lock()
+
+    def __init__(self) -> None:
+        self._mine = False
+
+    def wait(self, pixels: int) -> None:
+        """To be called before a picture of so many pixels is decoded."""
+        if pixels > _LARGE and not self._mine:
+            self._mine = self._one.acquire()
+
+    def __enter__(self) -> _Turn:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._mine:
+            self._one.release()
 
 
 def to_rgb(
@@ -197,13 +225,14 @@ def deepest_value(item: Any, name: str, reading: Reading) -> int | None:
     return max(int(np.atleast_3d(decoded.rows(*band))[..., :3].max()) for band in _bands(decoded))
 
 
-def _bands(decoded: Decoded) -> list[tuple[int, int]]:
-    step = max(1, MEBIBYTE // decoded.width)
+def _bands(decoded: Decoded, multiple: int = 1) -> list[tuple[int, int]]:
+    step = max(1, MEBIBYTE // decoded.width // multiple) * multiple
     return [(top, min(top + step, decoded.height)) for top in range(0, decoded.height, step)]
 
 
-def _to_rgb8(decoded: Decoded, name: str, reading: Reading, notes: list[str]) -> np.ndarray:
-    bands = _bands(decoded)
+def _to_rgb8(decoded: Decoded, name: str, reading: Reading, notes: list[str], shrink: int = 1) -> np.ndarray:
+    """Its pixels, uint8 (H, W, 3), or means of `shrink` × `shrink` of them, of fewer at the end."""
+    bands = _bands(decoded, shrink)
     first = decoded.rows(*bands[0])
     channels = first.shape[2] if first.ndim == 3 else 1
     if channels == 4:
@@ -214,14 +243,18 @@ def _to_rgb8(decoded: Decoded, name: str, reading: Reading, notes: list[str]) ->
             channels = 3
             if high < (1 if first.dtype.kind in "bf" else np.iinfo(first.dtype).max):
                 notes.append(f"alpha is at most {high}, nearly or wholly transparent; the colour is shown without it")
-    pixels = np.empty((decoded.height, decoded.width, 3), np.uint8)
+    pixels = np.empty((-(-decoded.height // shrink), -(-decoded.width // shrink), 3), np.uint8)
     darkest, brightest = np.inf, -np.inf
     for top, bottom in bands:
         values = np.atleast_3d(decoded.rows(top, bottom) if top else first)[..., :channels]
         if reading.value_range and values.dtype.kind in "iu" and values.dtype != np.uint8:
             darkest, brightest = min(darkest, values[..., :3].min()), max(brightest, values[..., :3].max())
         part = _to_uint8(values, decoded.white, name, reading)
-        pixels[top:bottom] = _on_ground(part) if channels == 4 else part
+        part = _on_ground(part) if channels == 4 else part
+        if shrink > 1:
+            rgb = np.broadcast_to(part, (*part.shape[:2], 3))
+            part = np.asarray(Image.fromarray(np.ascontiguousarray(rgb)).reduce(shrink))
+        pixels[top // shrink : -(-bottom // shrink)] = part
     if reading.value_range and (darkest < reading.value_range[0] or brightest > reading.value_range[1]):
         low, high = reading.value_range
         notes.append(f"values from {darkest} to {brightest} leave the range {low} to {high}, and are clipped")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.plotting.picture_folder import picture_folder, save_pictures
 from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
+from anomalib_lite.regions import DefectRegion
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
 _OPACITY = 0.65
 _SHADE = 0.4  # of the light of what is not looked at
 _LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
+_LARGEST = 2**25  # pixels of an overlay; larger images are drawn at a half of their sides, or a third, ...
 _PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
 
 
@@ -53,39 +55,65 @@ def overlay(
     -------
     uint8 (H, W, 3)
     """
+    painted = np.empty_like(pixels)
+    _paint(painted, pixels, [(slice(0, len(pixels)), anomaly_map)], scale, looked_at)
+    return painted
+
+
+def overlaid(scores: Scored, i: int, pixels: np.ndarray, *, in_place: bool = False) -> np.ndarray:
+    """The pixels uint8 (h, w, 3) of image `i` of `scores` with its heat map over it, and its regions outlined.
+
+    They may be fewer than the image has. With `in_place` they are painted over, and nothing of their size is made.
+    """
+    size = pixels.shape[0], pixels.shape[1]
+    painted = pixels if in_place and pixels.flags.writeable else np.empty_like(pixels)
+    _paint(painted, pixels, scores.map_bands(i, size), scores.map_scale, scores.looked_at(size))
+    (height, width), pen = scores.image_sizes[i], max(1, round(min(size) / 320))
+    for region in scores.regions(i):
+        _outline(painted, region, (size[0] / height, size[1] / width), pen)
+    return painted
+
+
+def _paint(
+    painted: np.ndarray,
+    pixels: np.ndarray,
+    bands: Iterable[tuple[slice, np.ndarray]],
+    scale: tuple[float, float],
+    looked_at: np.ndarray | None,
+) -> None:
     low, high = scale
     heat = np.linspace(0, 1, _LEVELS, dtype=np.float32)
     # Opacity grows with the heat, so that what is good shows through unchanged.
     weight = _OPACITY * np.sqrt(heat)[:, None]
     colours = colormaps[COLOURS](heat)[:, :3].astype(np.float32) * 255 * weight
-    painted = np.empty_like(pixels)
+    steps = (_LEVELS - 1) / max(high - low, 1e-12)  # of heat in a unit of score
     step = max(1, _PIXELS // pixels.shape[1])
-    for top in range(0, len(pixels), step):
-        rows = slice(top, top + step)
-        levels = np.clip((anomaly_map[rows] - low) * ((_LEVELS - 1) / max(high - low, 1e-12)), 0, _LEVELS - 1)
-        levels = np.rint(levels).astype(np.uint16)
-        painted[rows] = np.rint(pixels[rows] * (1 - weight)[levels] + colours[levels])
-        if looked_at is not None:
-            painted[rows][~looked_at[rows]] = _SHADE * pixels[rows][~looked_at[rows]]
-    return painted
+    for band, values in bands:
+        for top in range(band.start, band.stop, step):
+            rows = slice(top, min(top + step, band.stop))
+            levels = (values[top - band.start : rows.stop - band.start] - low) * steps
+            levels = np.rint(np.clip(levels, 0, _LEVELS - 1)).astype(np.uint16)
+            mixed = pixels[rows] * (1 - weight)[levels] + colours[levels]
+            if looked_at is not None:
+                outside = ~looked_at[rows]
+                mixed[outside] = _SHADE * pixels[rows][outside]
+            painted[rows] = np.rint(mixed)
 
 
-def overlaid(scores: Scored, i: int, pixels: np.ndarray) -> np.ndarray:
-    """The pixels uint8 (H, W, 3) of image `i` of `scores` with its heat map over it, and its regions outlined."""
-    painted = overlay(pixels, scores.anomaly_map(i), scores.map_scale, scores.looked_at(scores.image_sizes[i]))
-    rings = [ring for region in scores.regions(i) for ring in region.outline]
-    return _outlined(painted, rings) if rings else painted
-
-
-def _outlined(pixels: np.ndarray, rings: Sequence[Sequence[tuple[float, float]]]) -> np.ndarray:
-    """Rings of corners (x, y) drawn over a picture: light with dark edges, to be seen on any ground."""
-    picture = Image.fromarray(pixels)
-    pencil = ImageDraw.Draw(picture)
-    width = max(1, round(min(pixels.shape[:2]) / 320))
-    for colour, wide in (((0, 0, 0), 3 * width), ((120, 220, 255), width)):
-        for ring in rings:
-            pencil.line([*ring, ring[0]], fill=colour, width=wide)
-    return np.asarray(picture)
+def _outline(pixels: np.ndarray, region: DefectRegion, scale: tuple[float, float], pen: int) -> None:
+    """Draw a line around a region: light with dark edges, to be seen on any ground."""
+    left, top, right, bottom = region.box
+    box = [
+        slice(max(0, int(low * part) - 3 * pen), int(high * part) + 3 * pen + 1)
+        for low, high, part in ((top, bottom, scale[0]), (left, right, scale[1]))
+    ]
+    near = Image.fromarray(pixels[box[0], box[1]])
+    pencil = ImageDraw.Draw(near)
+    for colour, wide in (((0, 0, 0), 3 * pen), ((120, 220, 255), pen)):
+        for ring in region.outline:
+            corners = [(x * scale[1] - box[1].start, y * scale[0] - box[0].start) for x, y in ring]
+            pencil.line([*corners, corners[0]], fill=colour, width=wide)
+    pixels[box[0], box[1]] = np.asarray(near)
 
 
 def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
@@ -163,14 +191,14 @@ def save_overlays(
 ) -> list[Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
     picture_folder(folder)
-    read = pictures_of(scores, images)
+    read = pictures_of(scores, images, most=_LARGEST)
     chosen = np.flatnonzero(scores.alarms).tolist() if only_alarms else range(len(scores.ids))
     wanted = {i: scores.ids[i] for i in chosen}
     if wanted:
         scores.require_maps()  # the global level has none and says so, before anything is made
 
     def write(i: int, path: Path) -> None:
-        Image.fromarray(overlaid(scores, i, read(i))).save(path)
+        Image.fromarray(overlaid(scores, i, read(i), in_place=True)).save(path)
 
     return save_pictures(folder, wanted, write)
 

@@ -5,13 +5,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from anomalib_lite.images.reading import Reading, UnreadableImageError
-from anomalib_lite.images.sources import open_source
+from anomalib_lite.images.sources import ReadsReduced, open_source
+from anomalib_lite.regions import DefectRegion
 
 
 class Scored(Protocol):
@@ -37,12 +39,13 @@ class Scored(Protocol):
     def reading(self) -> Reading | None: ...
     def anomaly_map(self, i: int) -> np.ndarray: ...
     def require_maps(self) -> None: ...
-    def regions(self, i: int) -> Sequence[Any]: ...
+    def map_bands(self, i: int, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]: ...
+    def regions(self, i: int) -> list[DefectRegion]: ...
     def looked_at(self, size: tuple[int, int]) -> np.ndarray | None: ...
 
 
-def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
-    """A function from a position in `scores` to that picture, uint8 (H, W, 3).
+def pictures_of(scores: Scored, images: Any, *, most: int | None = None) -> Callable[[int], np.ndarray]:
+    """A function from a position in `scores` to that picture, uint8 (H, W, 3); of more pixels than `most` smaller.
 
     It raises UnreadableImageError for one that has gone, cannot be read or has another size by now: a folder on a line
     does not stand still. If none of the scored images is among those given, that is a ValueError at once.
@@ -56,9 +59,15 @@ def pictures_of(scores: Scored, images: Any) -> Callable[[int], np.ndarray]:
         name = scores.ids[i]
         if name not in position:
             raise UnreadableImageError(f"{name}: was scored but is not among the images given; give the same images")
-        pixels = source.read(position[name])
-        if pixels.shape[:2] != tuple(scores.image_sizes[i]):
-            sizes = f"{pixels.shape[:2]}, but was {tuple(scores.image_sizes[i])} when scored"
+        expected = tuple(scores.image_sizes[i])
+        if most is not None and isinstance(source, ReadsReduced) and math.prod(expected) > most:
+            shrink = math.ceil(math.sqrt(math.prod(expected) / most))
+            pixels, size = source.read_reduced(position[name], (expected[0] // shrink, expected[1] // shrink))
+        else:
+            pixels = source.read(position[name])
+            size = pixels.shape[0], pixels.shape[1]
+        if size != expected:
+            sizes = f"{size}, but was {expected} when scored"
             raise UnreadableImageError(f"{name}: its (height, width) is {sizes}; score it again")
         return pixels
 
