@@ -104,7 +104,7 @@ def score(
     """Score images with a fitted detector."""
     from anomalib_lite.files.atomic import saved_to
     from anomalib_lite.plotting.picture_folder import picture_folder
-    from anomalib_lite.region_files import MAP_FORMATS
+    from anomalib_lite.plotting.region_files import MAP_FORMATS
 
     for file in (csv, regions, coco):
         if file is not None:

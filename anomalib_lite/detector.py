@@ -27,7 +27,6 @@ from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
 from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
-from anomalib_lite.fitted.maps import peak
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import to_arrays
 from anomalib_lite.images.foreground import estimate_foreground
@@ -39,6 +38,7 @@ from anomalib_lite.images.region import AUTO, Region, make_region, readable
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.locating.maps import peak
 from anomalib_lite.machine.integers import EngineName
 from anomalib_lite.opening import open_model
 from anomalib_lite.results import Scores
@@ -69,11 +69,11 @@ class Detector:
         the frame and what they leave over is not looked at. Default: for the built-in backbone as many as the camera
         gave, 384 at most; for others their own. Time grows with the area.
     tiles : int or (rows, columns), optional
-        Look at each image through so many overlapping tiles, or tiles of so many pixels of it, each of which is brought
-        to `image_size`: more pixels than a network can be shown, in flat memory. An image stays one image, with one
-        score, one p-value and one map.
+        Look closer: at the detail at which tiles of so many pixels, or so many tiles of each image, would be seen at
+        `image_size` each. An image stays one image, with one score, one p-value and one map without seams; where it is
+        too large for a network to be shown at once, it is shown through windows, in flat memory.
     tile_overlap : float in [0, 1)
-        Least share of a tile that the next one has too.
+        Share that neighbours of (rows, columns) have in common.
     roi, ignore : optional
         The region of interest, and areas in it that do not matter, such as a printed number: an image file or bool
         array (H, W) that is white there; boxes (left, top, right, bottom) or polygons [(x, y), ...], in pixels or, all
@@ -152,7 +152,7 @@ class Detector:
         level: Level = "patch",
         image_size: int | tuple[int, int] | None = None,
         tiles: int | tuple[int, int] | None = None,
-        tile_overlap: float = 0.25,
+        tile_overlap: float = 0.0,
         roi: Any = None,
         ignore: Any = None,
         pixel_size: float | None = None,

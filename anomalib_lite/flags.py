@@ -70,8 +70,11 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
     "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
     "image_size": (str | None, typer.Option(help="pixels of the shorter side, or height,width, to resize to")),
-    "tiles": (str | None, typer.Option(help="pixels of a tile, or rows,columns: look at a picture piece by piece")),
-    "tile_overlap": (float | None, typer.Option(help="least share that neighbouring tiles share [default: 0.25]")),
+    "tiles": (str | None, typer.Option(help="pixels of a tile, or rows,columns: look closer, tile by tile")),
+    "tile_overlap": (
+        float | None,
+        typer.Option(help="share that neighbouring tiles have in common [default: 0.0]"),
+    ),
     "roi": (str | None, typer.Option(help="region of interest: mask image, JSON of boxes and polygons, or auto")),
     "ignore": (str | None, typer.Option(help="areas that do not matter: mask image, or JSON of boxes and polygons")),
     "pixel_size": (float | None, typer.Option(help="side of a picture's pixel in millimetres")),

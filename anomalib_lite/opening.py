@@ -18,6 +18,7 @@ from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.storing import from_arrays
+from anomalib_lite.images.tiles import STEP
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.integers import pick_engine
@@ -84,6 +85,8 @@ def open_model(
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
         detector = make(**parameters, weights=own)
         embedder = detector.embedder if fitted.frame is None else detector.embedder.framed(fitted.frame)
+        if not _fits(parameters["image_size"], parameters["tiles"], embedder.frame.size):
+            raise ValueError(f"image_size={parameters['image_size']} does not fit a frame of {embedder.frame.size}")
         shape = embedder.output_shape
         grid = (1, 1) if len(shape) == 1 else embedder.frame.grid(embedder.own_grid)
         if (*fitted.grid, len(fitted.reduction.mean_)) != (*grid, shape[-1]):
@@ -130,6 +133,14 @@ def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, 
     if isinstance(parameters["scorer"], dict):
         parameters["scorer"] = SCORERS[parameters["scorer"]["name"]](**parameters["scorer"]["parameters"])
     return parameters
+
+
+def _fits(asked: Any, tiles: Any, size: tuple[int, int]) -> bool:
+    """Whether what was asked for gives a frame of this size, but for the rounding of one that has windows."""
+    if asked is None or tiles is not None:
+        return True
+    wanted, there = (asked, size) if isinstance(asked, tuple) else ((asked,), (min(size),))
+    return all(abs(one - other) < STEP for one, other in zip(wanted, there, strict=True))
 
 
 def _fitted_in(values: Mapping[str, Any]) -> str:

@@ -14,14 +14,14 @@ from PIL import Image
 from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
-from anomalib_lite.fitted.maps import anomaly_map, map_bands
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
-from anomalib_lite.regions import DefectRegion, find_regions
+from anomalib_lite.locating.maps import anomaly_map, map_bands
+from anomalib_lite.locating.regions import DefectRegion, find_regions
 
 if TYPE_CHECKING:
-    from anomalib_lite.region_files import MapFormat
+    from anomalib_lite.plotting.region_files import MapFormat
 
 _MAP_PIXELS = 1 << 22  # regions of larger images are found in a map of so many: patches have no finer detail
 NO_VERDICT = "no verdict"  # of an image that cannot be read
@@ -248,7 +248,7 @@ class Scores:
         self, path: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None
     ) -> Path:
         """Write one line per region of every image (see `regions`); returns the path."""
-        from anomalib_lite import region_files
+        from anomalib_lite.plotting import region_files
 
         self.require_maps()
         return region_files.regions_to_csv(self, path, min_area=min_area, max_regions=max_regions)
@@ -258,7 +258,7 @@ class Scores:
 
         Its polygons have no holes, so that of a ring is the line around it; `area` is that of the ring itself.
         """
-        from anomalib_lite import region_files
+        from anomalib_lite.plotting import region_files
 
         self.require_maps()
         return region_files.to_coco(self, path, min_area=min_area, max_regions=max_regions)
@@ -270,7 +270,7 @@ class Scores:
 
         A folder of its own is needed, as for `save_overlays`.
         """
-        from anomalib_lite import region_files
+        from anomalib_lite.plotting import region_files
 
         self.require_maps()
         return region_files.save_masks(self, folder, min_area=min_area, max_regions=max_regions)
@@ -281,7 +281,7 @@ class Scores:
         The value of a step of 16 bits is the same for all images, and stands in ``.anomalib_lite-overlays.json`` beside
         them; they reach to four times the pixel threshold. A folder of its own is needed, as for `save_overlays`.
         """
-        from anomalib_lite import region_files
+        from anomalib_lite.plotting import region_files
 
         self.require_maps()
         return region_files.save_maps(self, folder, format)

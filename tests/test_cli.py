@@ -228,7 +228,7 @@ class TestExitCodes:
             ("--scorer dbscan --eps 1e-9", "makes no row a core sample"),
             ("--false-alarm-rate 1.5", "false_alarm_rate=1.5"),
             ("--k 0", "k=0"),
-            ("--k 5000", "k=5000 neighbours wanted from a bank of 4096"),
+            ("--k 20000", "k=20000 neighbours wanted from a bank of 10000"),
             ("--trim 2", "trim=2.0"),
             ("--dtype float16", "dtype='float16'"),
             ("--batch-size 0", "batch_size=0"),

@@ -56,12 +56,13 @@ class TestThreads:
         rng = np.random.default_rng(0)
         reduction = a_core(np.random.default_rng(1)).reduction
         images = [reduction.transform(rng.normal(size=(20, 16)).astype(np.float32)) for _ in range(16)]
-        expected = [a_core(np.random.default_rng(1)).score(rows, (64, 64)) for rows in images]
+        images = [[(np.arange(len(rows)), rows)] for rows in images]
+        expected = [a_core(np.random.default_rng(1)).score(blocks, (64, 64)) for blocks in images]
         with ThreadPoolExecutor(16) as pool:
             for _ in range(ROUNDS):
                 fresh = a_core(np.random.default_rng(1))
                 for one, there in zip(
-                    pool.map(lambda rows, core=fresh: core.score(rows, (64, 64)), images), expected, strict=True
+                    pool.map(lambda blocks, core=fresh: core.score(blocks, (64, 64)), images), expected, strict=True
                 ):
                     assert one.score == there.score
                     assert one.nearest == there.nearest
@@ -142,6 +143,11 @@ CHOSEN = {
     "weights": "random",
     "level": "patch",
     "image_size": 64,
+    "tiles": (1, 2),
+    "tile_overlap": 0.4,
+    "roi": [0.1, 0.1, 0.9, 1],
+    "ignore": [[0.3, 0.3, 0.4, 0.4]],
+    "pixel_size": 0.25,
     "scorer": "knn",
     "bank_size": 77,
     "selection": "random",

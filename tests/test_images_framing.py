@@ -11,7 +11,7 @@ from PIL import Image
 from anomalib_lite import Detector, UnreadableImageError
 from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.images import open_source
-from anomalib_lite.images.framing import LARGEST_PIXELS, Frame, choose_frame, picture_sizes
+from anomalib_lite.images.framing import LARGEST_FRAME, LARGEST_PIXELS, Frame, choose_frame, picture_sizes
 from anomalib_lite.images.loading import load
 
 SMALL = {"image_size": 64, "dtype": "float32", "workers": 0, "bank_size": 400}
@@ -44,14 +44,33 @@ class TestFrame:
         ],
     )
     def test_has_the_proportions_of_the_training_pictures(self, sizes, expected):
-        assert choose_frame(sizes, (64, 64), fixed=False) == Frame(expected)
+        assert choose_frame(sizes, 64) == Frame(expected)
+
+    @pytest.mark.parametrize(
+        ("sizes", "expected"),
+        [
+            ([(320, 320)], (320, 320)),
+            ([(300, 300)], (288, 288)),  # a multiple of 32
+            ([(1000, 1000)], (384, 384)),
+            ([(40, 40)], (128, 128)),
+            ([(500, 1000)], (384, 768)),
+        ],
+    )
+    def test_sees_as_many_pixels_as_the_camera_gave(self, sizes, expected):
+        assert choose_frame(sizes, None) == Frame(expected)
 
     def test_both_sides_can_be_said(self):
-        assert choose_frame([(500, 1250)], (96, 48), fixed=True) == Frame((96, 48))
+        assert choose_frame([(500, 1250)], (96, 48)) == Frame((96, 48))
 
     def test_pictures_that_are_too_long_are_refused_with_the_way_out(self):
-        with pytest.raises(ValueError, match=r"image_size=512: pictures that are 50.0 times as long .* smaller one"):
-            choose_frame([(400, 20_000)], (512, 512), fixed=False)
+        with pytest.raises(ValueError, match=r"2048 × 102400 pixels, .* the most; give a smaller image_size"):
+            choose_frame([(400, 20_000)], 2048)
+
+    def test_what_is_too_large_for_a_pass_is_seen_through_windows(self):
+        frame = choose_frame([(400, 4000)], 512)
+        assert frame.size == (512, 5120)
+        assert frame.window == (512, 1024)
+        assert frame.count == (1, 6)
 
     @pytest.mark.parametrize(
         ("original", "content"),
@@ -76,17 +95,22 @@ class TestFrame:
     @pytest.mark.parametrize(
         "values",
         [
-            {"size": [64], "stretches": False},
-            {"size": [64, 0], "stretches": False},
-            {"size": [64.5, 64], "stretches": False},
-            {"size": [LARGEST_PIXELS, 2], "stretches": False},
-            {"size": [64, 64], "stretches": "no"},
+            {"size": [64]},
+            {"size": [64, 0]},
+            {"size": [64.5, 64]},
+            {"size": [LARGEST_PIXELS, 2], "window": [LARGEST_PIXELS, 2]},
+            {"size": [LARGEST_FRAME, 2], "count": [LARGEST_FRAME // 64, 1], "window": [128, 2]},
+            {"stretches": "no"},
+            {"count": [1, 2]},
+            {"window": [64, 96]},
+            {"count": [1, 2], "window": [64, 32]},
         ],
     )
     def test_of_a_stranger_is_checked(self, values):
-        assert Frame.read(json.loads(json.dumps(Frame((64, 160)).to_dict()))) == Frame((64, 160))
+        known = json.loads(json.dumps(Frame((64, 160)).to_dict()))
+        assert Frame.read(known) == Frame((64, 160))
         with pytest.raises(ValueError, match="is no frame"):
-            Frame.read(values)
+            Frame.read(known | values)
 
     def test_sizes_are_read_from_headers_and_the_unreadable_passed_over(self, tmp_path):
         for i in range(3):
@@ -103,7 +127,7 @@ class TestDetector:
     def test_sees_pictures_in_their_proportions(self, detector):
         assert detector.embedder.image_size == (64, 160)
         assert detector.fitted_.grid == (8, 20)
-        assert detector.config()["frame"] == {"size": [64, 160], "stretches": False}
+        assert detector.config()["frame"]["size"] == [64, 160]
 
     def test_finds_a_defect_where_it_is(self, detector):
         scores = detector.score([strip(90), strip(91, defect_at=(40, 120))])
@@ -188,7 +212,7 @@ class TestDetector:
 
         path = detector.save(tmp_path / "model.safetensors")
         arrays, values = model_file.load_file(path)
-        values["frame"]["size"] = [64, 320]
+        values["frame"]["size"] = values["frame"]["window"] = [64, 320]
         model_file.save_file(path, arrays, values)
         with pytest.raises(ModelFileError, match="does not fit embeddings"):
             Detector.load(path)

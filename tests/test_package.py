@@ -19,7 +19,7 @@ FLOORS = [
     ["detector"],
     ["results", "opening"],
     ["plotting", "fitted"],
-    ["scoring", "embedding"],
+    ["scoring", "embedding", "locating"],
     ["images"],
     ["machine"],
     ["files", "version"],

@@ -139,17 +139,19 @@ class TestDict:
             "alarm": True,
             "verdict": "alarm",
             "nearest": {"box": [0, 0, 10, 10], "train_id": "2.png", "train_box": [10, 10, 20, 20], "distance": 2.5},
+            "regions": [],
         }
         assert result["unreadable"] == [{"index": 3, "id": "bad/d.png", "reason": "d.png: empty (0 bytes)"}]
         # What is left out are the maps and what only drawings need.
         told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
         verdicts = {"look_again", "calibration_groups"}  # the latter as the smallest p-value
-        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame"}
-        assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | verdicts | maps
+        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame", "usual_score"}
+        regions = {"pixel_threshold", "pixel_size"}
+        assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | verdicts | maps | regions
 
     def test_other_scorers_have_no_nearest(self):
-        assert set(make_scores().to_dict()["images"][0]) == {"id", "score", "p_value", "alarm", "verdict"}
+        assert set(make_scores().to_dict()["images"][0]) == {"id", "score", "p_value", "alarm", "verdict", "regions"}
 
     def test_length_is_the_number_of_readable_images(self):
         assert len(make_scores()) == 3
@@ -199,11 +201,11 @@ class TestAnomalyMap:
         assert scores.anomaly_map(0) == pytest.approx(np.full((8, 4), 0.5), abs=0.05)
 
     def test_many_sizes_do_not_pile_up(self):
-        from anomalib_lite import results
+        from anomalib_lite.locating import maps
 
         for side in range(20, 120):
             make_scores(["a"], image_sizes=[(side, side + 1)]).anomaly_map(0)
-        assert results._resizing.cache_info().currsize <= 32
+        assert maps._resizing.cache_info().currsize <= 32
 
     @pytest.mark.parametrize(("grid", "size"), [((28, 28), (320, 320)), ((3, 50), (7, 901)), ((40, 3), (13, 2))])
     def test_is_what_whole_matrices_make_of_it(self, grid, size):
@@ -287,7 +289,7 @@ class TestOverlays:
             assert sorted(folder.glob("*.png")) == sorted(written.values())
             assert list(tmp_path.iterdir()) == [folder]
             assert not any(".." in path.name or path.name.startswith(".") for path in written.values())
-            assert self.manifest(folder)["overlays"] == {path.name: name for name, path in written.items()}
+            assert self.manifest(folder)["pictures"] == {path.name: name for name, path in written.items()}
 
     def test_names_do_not_mislead(self, tmp_path):
         """`a_2.png` was the overlay of `a.jpg`, beside a picture of that very name."""
@@ -322,7 +324,7 @@ class TestOverlaysLeaveOtherFilesAlone:
     def test_pictures_are_never_overwritten_nor_hidden(self, parts, target):
         before = self.contents(parts)
         with pytest.raises(
-            ValueError, match=r"(a|b)\.png, which is no overlay of ours; give overlays a folder of their own"
+            ValueError, match=r"(a|b)\.png, which was not written by us; give what is written a folder of its own"
         ):
             make_scores(["a.png", "sub/b.png"]).save_overlays(parts.parent / target, parts)
         assert self.contents(parts) == before
@@ -333,7 +335,7 @@ class TestOverlaysLeaveOtherFilesAlone:
         scores.save_overlays(maps, parts, only_alarms=True)
         Image.new("RGB", (60, 40), "red").save(maps / "a.png.png")
         before = self.contents(maps)
-        with pytest.raises(ValueError, match=r"maps holds a\.png\.png, which is no overlay of ours"):
+        with pytest.raises(ValueError, match=r"maps holds a\.png\.png, which was not written by us"):
             scores.save_overlays(maps, parts)
         assert self.contents(maps) == before
 
@@ -341,7 +343,7 @@ class TestOverlaysLeaveOtherFilesAlone:
         monkeypatch.setattr(Image.Image, "save", lambda *_: pytest.fail("something was written"))
         (parts / "maps").mkdir()
         (parts / "maps" / "sub__b.png.png").symlink_to(parts / "sub" / "b.png")
-        with pytest.raises(ValueError, match="no overlay of ours"):
+        with pytest.raises(ValueError, match="not written by us"):
             make_scores(["a.png", "sub/b.png"]).save_overlays(parts / "maps", parts)
 
     def test_a_damaged_manifest_is_named(self, parts, tmp_path):
@@ -356,7 +358,7 @@ class TestOverlaysLeaveOtherFilesAlone:
         other = ListSource([np.zeros((40, 60, 3), np.uint8)], ["sub__b.png"])
         (path,) = make_scores(["sub__b.png"]).save_overlays(tmp_path / "maps", other)
         assert path.name.startswith("sub__b.png~")
-        assert TestOverlays.manifest(tmp_path / "maps")["overlays"] == {
+        assert TestOverlays.manifest(tmp_path / "maps")["pictures"] == {
             "a.png.png": "a.png",
             "sub__b.png.png": "sub/b.png",
             path.name: "sub__b.png",
@@ -379,10 +381,10 @@ class TestOverlaysOfWhatIsGone:
             (tmp_path / "b.png").write_bytes(b"half a pict")
         else:
             Image.new("RGB", (30, 20)).save(tmp_path / "b.png")
-        with pytest.warns(UserWarning, match=r"1 of 3 overlays could not be drawn: b\.png: "):
+        with pytest.warns(UserWarning, match=r"1 of 3 pictures could not be drawn: b\.png: "):
             written = make_scores(names).save_overlays(tmp_path / "maps", images)
         assert [path.name for path in written] == ["a.png.png", "c.png.png"]
         assert all(path.is_file() for path in written)
         listed = TestOverlays.manifest(tmp_path / "maps")
-        assert set(listed["overlays"].values()) == {"a.png", "c.png"}
+        assert set(listed["pictures"].values()) == {"a.png", "c.png"}
         assert list(listed["not_drawn"]) == ["b.png"]

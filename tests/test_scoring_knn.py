@@ -101,7 +101,7 @@ class TestErrors:
         [
             ({"selection": "best"}, "selection='best'; choose 'k-center', 'random' or 'full'"),
             ({"local": 1.5}, "local=1.5 says how far the unit of distance follows the bank, from 0 to 1"),
-            ({"k": 0}, "at least 1, got bank_size=4096, k=0"),
+            ({"k": 0}, "at least 1, got bank_size=10000, k=0"),
             ({"bank_size": 0}, "at least 1, got bank_size=0"),
             ({"k": 5, "bank_size": 4}, "k=5 neighbours wanted from a bank of 4"),
         ],

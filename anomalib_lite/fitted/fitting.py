@@ -25,11 +25,11 @@ from anomalib_lite.fitted.duplicates import describe_groups, too_many_twins
 from anomalib_lite.fitted.folds import assign_folds, left_out
 from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
-from anomalib_lite.fitted.maps import peak
 from anomalib_lite.fitted.roles import Roles
 from anomalib_lite.fitted.rows import FoldedRows, RowSelection, enlarged
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.locating.maps import peak
 from anomalib_lite.machine.memory import available_bytes
 from anomalib_lite.scoring import Scorer, image_score
 from anomalib_lite.scoring.base import ExplainsByNeighbors, coreset_size, least_images
@@ -38,7 +38,8 @@ from anomalib_lite.scoring.reduction import Reduction
 # Embeddings held back to learn the PCA from, and reduced rows held back for calibration.
 _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
-_LEAST_SAMPLED = 8  # images that the budget has room for
+# Images that the budget has room for, and patches of each that are looked at in any case.
+_LEAST_SAMPLED, _LEAST_ROWS = 8, 1024
 # At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
 _GLOBAL_FOLDS = 10
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
@@ -116,7 +117,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     held: dict[int, list[Block]] = {}  # of images that calibrate, by index
     held_bytes = 0
     for image in _emptying(sample, stream):
-        holds = plan.calibration == "cross" and roles.calibrates(image.index)
+        holds = plan.calibration == "cross" and roles.calibrates(image.index) and held_bytes < _HELD_BYTES
         blocks: list[Block] = []
         for numbers, rows in image.blocks(reduction):
             kept = selection.kept(rows, roles.group(image.index))
@@ -124,9 +125,12 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
             collected.add(
                 rows[kept] if some else rows, image.index, numbers[kept] if some else numbers, roles.fold(image.index)
             )
-            held_bytes += rows.nbytes if holds else 0
-            holds = holds and held_bytes < _HELD_BYTES
-            blocks = [*blocks, (numbers, rows)] if holds else []
+            if holds and blocks and held_bytes >= _HELD_BYTES:  # one of many windows is too large to be held
+                holds, held_bytes = False, held_bytes - sum(held_rows.nbytes for _, held_rows in blocks)
+                blocks = []
+            if holds:
+                blocks.append((numbers, rows))
+                held_bytes += rows.nbytes
         roles.see(image.index, image.whole)
         if holds:
             held[image.index] = blocks
@@ -148,7 +152,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         _keep_worst(train_scores, index // plan.copies, image_score(np.concatenate(found), plan.top_share))
         medians.append(float(np.nanmedian(on_grid)))
         highest = peak(on_grid.reshape(grid), plan.frame, intake.sizes[index])
-        _keep_worst(peaks, index // plan.copies, highest)
+        peaks[index // plan.copies] = max(highest, peaks.get(index // plan.copies, highest))
 
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
@@ -384,7 +388,7 @@ def _first(
         drawing = np.random.default_rng(0)  # the same patches of every image: whether all are the same is asked of them
         for _, rows in image.blocks():
             # Of a large image a part, so that there is room for others.
-            share = budget / (_LEAST_SAMPLED * grid[0] * grid[1] * rows[0].nbytes)
+            share = max(budget / (_LEAST_SAMPLED * rows[0].nbytes), _LEAST_ROWS) / (grid[0] * grid[1])
             rows = rows if share >= 1 else rows[drawing.random(len(rows)) < share]
             if not len(rows):
                 continue

@@ -31,11 +31,13 @@ Tiles = int | tuple[int, int]  # pixels of a picture, or (rows, columns)
 # time, and of a whole frame, 4 096 × 32 768.
 LARGEST_PIXELS = 1 << 22
 LARGEST_FRAME = 1 << 27
-# What has more pixels is seen through windows of about this side, which share this part of one.
+# What has more pixels is seen through windows of this side, which share this part of one: what a network makes up
+# beyond a border reaches 96 pixels far (by more than 1 % of how patches differ).
 _WHOLE_PIXELS = 1 << 21
-_WINDOW, _SHARED = 1024, 0.125
+_WINDOW, _SHARED = 1024, 192 / 1024
 # Pixels of the shorter side unless it is asked for: never more than the camera gave.
 _FEWEST, _MOST, _ROUNDED_TO = 128, 384, 32
+_WHOLE_RESIZED = 1 << 24  # pixels of pictures that are resized in all colours at once
 _LOOKED_AT = 200  # pictures that proportions are taken from, evenly spread
 
 
@@ -202,7 +204,7 @@ def choose_frame(
     wanted: int | Size | None,
     *,
     tiles: Tiles | None = None,
-    tile_overlap: float = 0.25,
+    tile_overlap: float = 0.0,
 ) -> Frame:
     """Choose how pictures are seen, from the sizes of those to learn from.
 
@@ -229,58 +231,49 @@ def choose_frame(
     if isinstance(wanted, tuple):
         size = wanted
     else:
-        shorter = _sensible(min(middle)) if wanted is None else wanted
-        longer_by = max(ratio, 1 / ratio)
-        longer = shorter
-        if longer_by > 1 + STRETCH:
-            longer = max(shorter, _stepped(shorter * longer_by))
-        size = (longer, shorter) if ratio >= 1 else (shorter, longer)
+        size = _in_proportion(_sensible(min(middle)) if wanted is None else wanted, ratio)
+    return _through_windows(size, "give a smaller image_size")
+
+
+def _through_windows(size: Size, way_out: str) -> Frame:
+    """The frame of this size, cut into windows where a network cannot be shown all of it at once."""
     if math.prod(size) <= _WHOLE_PIXELS:
         return Frame(size)
     whole = _stepped(size[0]), _stepped(size[1])
-    _require_frame(whole, "give a smaller image_size")
+    if math.prod(whole) > LARGEST_FRAME:
+        raise ValueError(
+            f"pictures would be seen at {whole[0]} × {whole[1]} pixels, {LARGEST_FRAME} are the most; {way_out}"
+        )
     window = min(whole[0], _WINDOW), min(whole[1], _WINDOW)
     count = windows_needed(whole[0], window[0], _SHARED), windows_needed(whole[1], window[1], _SHARED)
     return Frame(whole, count=count, window=window)
 
 
 def _tiled(middle: tuple[float, float], wanted: int | Size | None, tiles: Tiles, overlap: float) -> Frame:
-    """The frame of pictures of the size `middle` that are cut into tiles, each of them seen at `wanted` pixels."""
+    """The frame of pictures of the size `middle`, a tile of which is seen at `wanted` pixels."""
+    if isinstance(wanted, tuple):
+        raise ValueError(f"image_size={wanted}: of tiles give one number, the pixels that each is seen at")
     if isinstance(tiles, int):
+        tile = float(tiles)
         if tiles > min(middle) + 0.5:
             raise ValueError(
                 f"tiles={tiles}: tiles of so many pixels do not fit pictures of {middle[0]:.0f} × {middle[1]:.0f}; "
                 f"give at most {int(min(middle))}, or (rows, columns)"
             )
-        tile = float(tiles), float(tiles)
-        count = windows_needed(middle[0], tile[0], overlap), windows_needed(middle[1], tile[1], overlap)
     else:
-        count = tiles
+        tile = min(side / (1 + (n - 1) * (1 - overlap)) for side, n in zip(middle, tiles, strict=True))
         if tiles[0] > middle[0] or tiles[1] > middle[1]:
             raise ValueError(f"tiles={tiles} are more than pictures of {middle[0]:.0f} × {middle[1]:.0f} have pixels")
-        tile = (
-            middle[0] / (1 + (count[0] - 1) * (1 - overlap)),
-            middle[1] / (1 + (count[1] - 1) * (1 - overlap)),
-        )
-    if isinstance(wanted, tuple):
-        raise ValueError(f"image_size={wanted}: of tiles give one number, the pixels that each is seen at")
-    scale = (_sensible(min(tile)) if wanted is None else wanted) / min(tile)
-    whole = _stepped(middle[0] * scale), _stepped(middle[1] * scale)
-    _require_frame(whole, "give a smaller image_size, or larger tiles")
-    (rows, height), (columns, width) = (_along(whole[i], tile[i] * scale, count[i]) for i in (0, 1))
-    count, window = (rows, columns), (height, width)
-    if math.prod(window) > LARGEST_PIXELS or math.prod(count) > LARGEST_NUMBER:
-        raise ValueError(
-            f"tiles={tiles}: {count[0]} × {count[1]} tiles of {window[0]} × {window[1]} pixels; "
-            f"{LARGEST_NUMBER} tiles of {LARGEST_PIXELS} pixels are the most"
-        )
-    return Frame(whole, count=count, window=window)
+    scale = (_sensible(tile) if wanted is None else wanted) / tile
+    size = _in_proportion(_stepped(min(middle) * scale), middle[0] / middle[1])
+    return _through_windows(size, "give a smaller image_size, or larger tiles")
 
 
-def _along(whole: int, wanted: float, count: int) -> tuple[int, int]:
-    """Windows along a side, and their length in whole steps: one, if that is all of it."""
-    window = max(STEP, math.ceil(max(wanted, whole / count) / STEP - 1e-6) * STEP)
-    return (1, whole) if count == 1 or window >= whole else (count, window)
+def _in_proportion(shorter: int, ratio: float) -> Size:
+    """The size with this shorter side, `ratio` times as high as wide but for rounding."""
+    longer_by = max(ratio, 1 / ratio)
+    longer = shorter if longer_by <= 1 + STRETCH else max(shorter, _stepped(shorter * longer_by))
+    return (longer, shorter) if ratio >= 1 else (shorter, longer)
 
 
 def _stepped(pixels: float) -> int:
@@ -290,13 +283,6 @@ def _stepped(pixels: float) -> int:
 def _sensible(pixels: float) -> int:
     """Pixels at which what is so long is seen, unless it is said."""
     return max(_FEWEST, min(_MOST, int(pixels / _ROUNDED_TO + 1e-6) * _ROUNDED_TO))
-
-
-def _require_frame(size: Size, way_out: str) -> None:
-    if math.prod(size) > LARGEST_FRAME:
-        raise ValueError(
-            f"pictures would be seen at {size[0]} × {size[1]} pixels, {LARGEST_FRAME} are the most; {way_out}"
-        )
 
 
 def typical_size(sizes: Sequence[Size], frame: Frame) -> Size:
@@ -353,4 +339,10 @@ def resize(pixels: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
     # No reducing_gap: it saves time only on downscaling by far more than is usual here, and changes pixels.
-    return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    if pixels.shape[0] * pixels.shape[1] <= _WHOLE_RESIZED:
+        return np.array(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+    found = np.empty((height, width, 3), dtype=np.uint8)
+    for channel in range(3):  # the same pixels; PIL takes a copy of four bytes for each pixel in colour, of one in grey
+        grey = Image.fromarray(pixels[..., channel])
+        found[..., channel] = np.asarray(grey.resize((width, height), Image.Resampling.BILINEAR))
+    return found

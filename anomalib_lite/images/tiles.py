@@ -38,11 +38,11 @@ class Window:
 
 
 def window_starts(length: int, window: int, count: int) -> list[int]:
-    """Where `count` windows begin that cover a length evenly: multiples of 16, but for the last."""
+    """Where `count` windows begin that cover a length evenly; all of these are multiples of 16."""
     if count == 1:
         return [0]
     # Rounded down: then none lies farther from the one before than they do on average, rounded up.
-    return [(i * (length - window) // (count - 1)) // STEP * STEP for i in range(count - 1)] + [length - window]
+    return [i * (length - window) // (count - 1) // STEP * STEP for i in range(count)]
 
 
 def windows_needed(length: float, window: float, overlap: float) -> int:

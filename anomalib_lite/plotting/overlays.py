@@ -23,10 +23,10 @@ from matplotlib.patheffects import Normal, Stroke
 from PIL import Image, ImageDraw
 
 from anomalib_lite.images.reading import UnreadableImageError
+from anomalib_lite.locating.regions import DefectRegion
 from anomalib_lite.plotting.picture_folder import picture_folder, save_pictures
 from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, shortened
-from anomalib_lite.regions import DefectRegion
 
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
@@ -66,7 +66,7 @@ def overlaid(scores: Scored, i: int, pixels: np.ndarray, *, in_place: bool = Fal
     They may be fewer than the image has. With `in_place` they are painted over, and nothing of their size is made.
     """
     size = pixels.shape[0], pixels.shape[1]
-    painted = pixels if in_place and pixels.flags.writeable else np.empty_like(pixels)
+    painted = pixels if in_place else np.empty_like(pixels)
     _paint(painted, pixels, scores.map_bands(i, size), scores.map_scale, scores.looked_at(size))
     (height, width), pen = scores.image_sizes[i], max(1, round(min(size) / 320))
     for region in scores.regions(i):
@@ -191,7 +191,7 @@ def save_overlays(
 ) -> list[Path]:
     """Write overlays as PNG files; see `Scores.save_overlays`."""
     picture_folder(folder)
-    read = pictures_of(scores, images, most=_LARGEST)
+    read = pictures_of(scores, images, most=_LARGEST, to_change=True)
     chosen = np.flatnonzero(scores.alarms).tolist() if only_alarms else range(len(scores.ids))
     wanted = {i: scores.ids[i] for i in chosen}
     if wanted:

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from anomalib_lite.images.reading import Reading, UnreadableImageError
-from anomalib_lite.images.sources import ReadsReduced, open_source
-from anomalib_lite.regions import DefectRegion
+from anomalib_lite.images.sources import FolderSource, ListSource, ReadsReduced, open_source
+from anomalib_lite.locating.regions import DefectRegion
 
 
 class Scored(Protocol):
@@ -44,8 +44,12 @@ class Scored(Protocol):
     def looked_at(self, size: tuple[int, int]) -> np.ndarray | None: ...
 
 
-def pictures_of(scores: Scored, images: Any, *, most: int | None = None) -> Callable[[int], np.ndarray]:
+def pictures_of(
+    scores: Scored, images: Any, *, most: int | None = None, to_change: bool = False
+) -> Callable[[int], np.ndarray]:
     """A function from a position in `scores` to that picture, uint8 (H, W, 3); of more pixels than `most` smaller.
+
+    With `to_change` it is an array of its own, which may be painted on.
 
     It raises UnreadableImageError for one that has gone, cannot be read or has another size by now: a folder on a line
     does not stand still. If none of the scored images is among those given, that is a ValueError at once.
@@ -69,6 +73,10 @@ def pictures_of(scores: Scored, images: Any, *, most: int | None = None) -> Call
         if size != expected:
             sizes = f"{size}, but was {expected} when scored"
             raise UnreadableImageError(f"{name}: its (height, width) is {sizes}; score it again")
-        return pixels
+        # Of files every read decodes anew; arrays are handed out as they were given.
+        decoded = type(source) is FolderSource or (
+            type(source) is ListSource and not isinstance(source.item(position[name]), np.ndarray)
+        )
+        return pixels.copy() if to_change and not decoded else pixels
 
     return read

@@ -13,8 +13,8 @@ from PIL import Image
 
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.files.tables import as_text, write_csv
+from anomalib_lite.locating.regions import DefectRegion, Ring
 from anomalib_lite.plotting.picture_folder import save_pictures
-from anomalib_lite.regions import DefectRegion, Ring
 
 MapFormat = Literal["npy", "tiff", "png"]
 MAP_FORMATS = ("npy", "tiff", "png")
