@@ -29,6 +29,8 @@ _HOME = {
     "open_labelled": "supervised.labelled",
     "LabelledDataError": "supervised.labelled",
     "diagnose": "diagnosis.advice",
+    "capability": "diagnosis.capability",
+    "Capability": "diagnosis.capability",
     "write_report": "report.page",
     "Scores": "results",
     "Evaluation": "evaluation.result",
@@ -50,6 +52,7 @@ _HOME = {
 __all__ = [
     "PCA",
     "Calibration",
+    "Capability",
     "Classifier",
     "Comparison",
     "DBSCANScorer",
@@ -67,6 +70,7 @@ __all__ = [
     "Variations",
     "WeightsError",
     "__version__",
+    "capability",
     "compare",
     "diagnose",
     "download",
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from anomalib_lite.comparison.comparing import Comparison, compare
     from anomalib_lite.detector import Detector, fit, score
     from anomalib_lite.diagnosis.advice import diagnose
+    from anomalib_lite.diagnosis.capability import Capability, capability
     from anomalib_lite.embedding.weights import WeightsError
     from anomalib_lite.evaluation.measuring import evaluate
     from anomalib_lite.evaluation.operating import operating_points

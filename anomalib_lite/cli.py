@@ -237,6 +237,36 @@ def diagnose(
 
 
 @app.command()
+def capability(
+    model: Annotated[Path, typer.Argument(help="model file written by fit")],
+    good: Annotated[Path, typer.Argument(help="folder of good images that it was not fitted on")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="figure to write, such as curves.png")] = None,
+    kinds: Annotated[str, typer.Option(help="of spot, scratch, dent and missing")] = "spot,scratch,dent,missing",
+    contrast: Annotated[float, typer.Option(help="share of the range by which defects are darker or lighter")] = 0.25,
+    per_kind: Annotated[int, typer.Option(help="defects painted of each kind")] = 80,
+    weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    download: _Download = False,
+    device: _Device = None,
+    max_pixels: _MaxPixels = None,
+    as_json: _Json = False,
+) -> None:
+    """Paint defects of known size onto good images, and tell what size the model finds, and where it is weak."""
+    from anomalib_lite.diagnosis.capability import capability as run
+    from anomalib_lite.diagnosis.capability_figure import plot_capability
+    from anomalib_lite.files.atomic import saved_to
+
+    if output is not None:
+        saved_to(output)
+    detector = _loaded(model, weights, download, device, max_pixels)
+    chosen: Any = [kind.strip() for kind in kinds.split(",") if kind.strip()]
+    found = run(detector, good, kinds=chosen, contrast=contrast, per_kind=per_kind)
+    if output is not None:
+        plot_capability(found).savefig(output)
+        typer.echo(f"curves: {output}", err=True)
+    typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())
+
+
+@app.command()
 def report(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
     images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],

@@ -90,7 +90,7 @@ def _scratch(y: np.ndarray, x: np.ndarray, size: float, angle: float) -> np.ndar
 
 def _dent(y: np.ndarray, x: np.ndarray, size: float, angle: float) -> np.ndarray:
     """The slope of a bump of Gaussian shape towards the light, between -1 and 1."""
-    sigma = size / 4
+    sigma = size / 5
     along = (x * np.cos(angle) + y * np.sin(angle)) / sigma
     return along * np.exp(0.5 - 0.5 * (x**2 + y**2) / sigma**2)
 
