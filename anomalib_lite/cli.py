@@ -70,6 +70,7 @@ def fit(
     detector = Detector(**parameters).fit(good, groups=groups, everything_is_good=everything_is_good)
     detector.save(output, include_backbone=include_backbone)
     typer.echo(f"fitted on {detector.n_train_} images, saved to {output}")
+    typer.echo(detector.seen_as())
     typer.echo(detector.fitted_.calibration.explain())
     _finish(detector.unreadable_, strict)
 

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.region import AUTO, Region, make_region, readable
 from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.texture import is_surface
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
 from anomalib_lite.locating.maps import peak
@@ -48,6 +49,21 @@ from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
 # Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
 _PATCH_COMPONENTS = 128
+Quality = Literal["fast", "balanced", "best"]
+
+
+_MOST_PIXELS: dict[Quality, int] = {"fast": 256, "balanced": 384, "best": 384}  # of the shorter side
+
+
+class _Usual(NamedTuple):
+    """What stands where nothing is chosen."""
+
+    context: float
+    top_share: float
+
+
+# Chosen once for all, looking at the labels of the sets in docs/benchmarks.md.
+_PARTS, _SURFACES = _Usual(0.0, 0.01), _Usual(1.5, 0.02)
 
 
 class Detector:
@@ -63,11 +79,19 @@ class Detector:
         Weights of a torchvision backbone; default: torchvision's, downloaded once.
     level : "patch" or "global"
         A grid of vectors per image (gives heat maps), or one vector per image.
+    quality : "fast", "balanced" or "best"
+        What is not chosen otherwise. "fast" sees 256 pixels of the shorter side at most. "best" looks at the training
+        images, and where they show a surface without places of its own, rather than parts that lie alike, takes
+        context=1.5 and top_share=0.02 (see `images.texture`; docs/benchmarks.md has what each gave).
     image_size : int or (height, width), optional
         Pixels that images are resized to. One number is the shorter side, and the proportions are those of the training
         images, chosen once at the fit (by their median). Images of other proportions, by more than 3 %, are laid into
         the frame and what they leave over is not looked at. Default: for the built-in backbone as many as the camera
         gave, 384 at most; for others their own. Time grows with the area.
+    context : float or "auto"
+        Patch level: weight, in a patch's vector, of what the network says of the image at half its size: what the patch
+        is part of. More finds what is odd on a larger scale, as in textures, and blurs the small and sharp. "auto" is
+        that of the quality.
     tiles : int or (rows, columns), optional
         Look closer: at the detail at which tiles of so many pixels, or so many tiles of each image, would be seen at
         `image_size` each. An image stays one image, with one score, one p-value and one map without seams; where it is
@@ -100,8 +124,9 @@ class Detector:
     variations : Variations, optional
         How the camera may vary: every training image is learnt and calibrated under draws of it, and the fit takes as
         many times longer. Variations(turn=180, draws=7) is for parts that may lie at any angle.
-    top_share : float in (0, 1]
-        Patch level: the image score is the mean of this share of the largest patch scores.
+    top_share : float in (0, 1], optional
+        Patch level: the image score is the mean of this share of the largest patch scores. Default: 0.01, or as the
+        quality has it.
     false_alarm_rate : float in (0, 1)
         Share of good images that may alarm; sets the threshold.
     calibration : "cross" or "split"
@@ -150,7 +175,9 @@ class Detector:
         layers: str | Sequence[str] | None = None,
         weights: Weights | None = None,
         level: Level = "patch",
+        quality: Quality = "balanced",
         image_size: int | tuple[int, int] | None = None,
+        context: float | Literal["auto"] = "auto",
         tiles: int | tuple[int, int] | None = None,
         tile_overlap: float = 0.0,
         roi: Any = None,
@@ -166,7 +193,7 @@ class Detector:
         min_samples: int = 5,
         n_components: int | float | Literal["auto"] | None = "auto",
         whiten: bool | Literal["auto"] = "auto",
-        top_share: float = 0.01,
+        top_share: float | None = None,
         variations: Variations | None = None,
         false_alarm_rate: float = 0.01,
         calibration: CalibrationKind = "cross",
@@ -183,7 +210,10 @@ class Detector:
         progress: bool = False,
     ):
         chosen = {name: value for name, value in locals().items() if name != "self"}
-        if not 0 < top_share <= 1:
+        if quality not in _MOST_PIXELS:
+            raise ValueError(f"quality={quality!r}; choose 'fast', 'balanced' or 'best'")
+        self.quality = quality
+        if top_share is not None and not 0 < top_share <= 1:
             raise ValueError(f"top_share={top_share} is a share of patches, in (0, 1]")
         if not 0 < false_alarm_rate < 1:
             raise ValueError(f"false_alarm_rate={false_alarm_rate} is a share of good images, in (0, 1)")
@@ -197,6 +227,8 @@ class Detector:
             raise ValueError(f"calibration={calibration!r}; choose 'cross' or 'split'")
         if variations is not None and not isinstance(variations, Variations):
             raise ValueError(f"variations={variations!r}; give Variations(brightness=0.2, ...), or None")
+        if isinstance(context, str) and context != "auto":
+            raise ValueError(f"context={context!r}: give a weight, such as 0.5, or 'auto'")
         if not 0 <= tile_overlap < 1:
             raise ValueError(f"tile_overlap={tile_overlap} is the share of a tile that the next one has too, in [0, 1)")
         self.tiles = None if tiles is None else check_tiles(tiles)
@@ -218,7 +250,6 @@ class Detector:
         self._with_backbone = False
         self._region: Region | None = None  # of the model file it came from
         self.variations = variations
-        self.top_share = top_share
         self.false_alarm_rate = false_alarm_rate
         self.calibration = calibration
         self.calibration_images = calibration_images
@@ -254,6 +285,7 @@ class Detector:
             dtype=dtype,
             engine=engine,
             batch_size=batch_size,
+            context=_PARTS.context if isinstance(context, str) else context,
             to_be_calibrated=True,
         )
         self._made = True
@@ -319,7 +351,12 @@ class Detector:
         copies = source.copies if isinstance(source, VariedSource) else 1
         numbers = None if groups is None else group_numbers(groups, source.ids[::copies])
         passes = iter(("fit", "calibrate"))
+        usual = _PARTS
+        if self.quality == "best" and self._embedder.level == "patch" and not isinstance(source, EmbeddedSource):
+            usual = _SURFACES if is_surface(source, workers=self.workers) else _PARTS
         embedder = self._embedder.uncalibrated().framed(self._frame_for(source))
+        if self._chosen["context"] == "auto":
+            embedder = embedder.with_context(usual.context)
         if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
             if self._chosen["dtype"] == "int8":
                 raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
@@ -340,7 +377,7 @@ class Detector:
             make_scorer=lambda: copy.copy(self.scorer),  # fit binds new attributes, so the template stays as it is
             selection=copy.copy(self.selection),
             false_alarm_rate=self.false_alarm_rate,
-            top_share=self.top_share,
+            top_share=usual.top_share if self._chosen["top_share"] is None else self._chosen["top_share"],
             calibration=self.calibration,
             calibration_images=self.calibration_images,
             groups=numbers,
@@ -413,7 +450,8 @@ class Detector:
         if wanted is None and self._embedder.backbone != BUILTIN:
             wanted = side
         sizes = picture_sizes(source) or [(side, side)]  # none can be read: that is said when they are
-        frame = choose_frame(sizes, wanted, tiles=self.tiles, tile_overlap=self.tile_overlap)
+        most = _MOST_PIXELS[self.quality]
+        frame = choose_frame(sizes, wanted, most=most, tiles=self.tiles, tile_overlap=self.tile_overlap)
         frame = replace(frame, region=self._region_for(source, typical_size(sizes, frame)))
         if frame.region is not None and self._embedder.level == "patch":
             grid = frame.grid(self._embedder.framed(frame).own_grid)
@@ -525,6 +563,28 @@ class Detector:
             usual_score=fitted.usual_score,
             pixel_size=self.pixel_size,
         )
+
+    def seen_as(self) -> str:
+        """How images are looked at, in words: what was chosen at the fit.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        """
+        fitted, embedder = self._fitted_and_embedder()
+        height, width = embedder.frame.size
+        words = [f"seen at {height} × {width} pixels (height × width)"]
+        if embedder.frame.tiled:
+            words.append("through {} × {} windows".format(*embedder.frame.count))
+        if embedder.frame.region is not None:
+            words.append(f"{100 * embedder.frame.region.share:.0f} % of them looked at")
+        if embedder.level == "patch":
+            words.append(f"{fitted.grid[0]} × {fitted.grid[1]} patches")
+            words.append(f"an image's score is the mean of the highest {100 * fitted.top_share:g} % of them")
+        if embedder.looks_twice:
+            words.append(f"with a context of {embedder.context:g}")
+        return ", ".join(words)
 
     def warm_up(self) -> Detector:
         """Compute once what the first picture, and the first full batch, would otherwise wait for.

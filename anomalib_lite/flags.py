@@ -69,7 +69,9 @@ DETECTOR_FLAGS: dict[str, Any] = {
     "weights": (str | None, typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
     "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
     "level": (str | None, typer.Option(help="patch (heat maps) or global [default: patch]")),
+    "quality": (str | None, typer.Option(help="fast, balanced or best [default: balanced]")),
     "image_size": (str | None, typer.Option(help="pixels of the shorter side, or height,width, to resize to")),
+    "context": (float | None, typer.Option(help="weight of the picture at half its size; auto: by quality")),
     "tiles": (str | None, typer.Option(help="pixels of a tile, or rows,columns: look closer, tile by tile")),
     "tile_overlap": (
         float | None,

@@ -84,7 +84,8 @@ def open_model(
         given_weights = weights_of(parameters["backbone"], weights, download=download)
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
         detector = make(**parameters, weights=own)
-        embedder = detector.embedder if fitted.frame is None else detector.embedder.framed(fitted.frame)
+        embedder = detector.embedder.with_context(values["embedder"]["context"])
+        embedder = embedder if fitted.frame is None else embedder.framed(fitted.frame)
         if not _fits(parameters["image_size"], parameters["tiles"], embedder.frame.size):
             raise ValueError(f"image_size={parameters['image_size']} does not fit a frame of {embedder.frame.size}")
         shape = embedder.output_shape

@@ -143,6 +143,8 @@ CHOSEN = {
     "weights": "random",
     "level": "patch",
     "image_size": 64,
+    "quality": "best",
+    "context": 0.7,
     "tiles": (1, 2),
     "tile_overlap": 0.4,
     "roi": [0.1, 0.1, 0.9, 1],

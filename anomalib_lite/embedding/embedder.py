@@ -4,6 +4,10 @@ uint8 RGB batches (n, h, w, 3) go in; float32 patch grids (n, gh, gw, d) or glob
 Preprocessing lives here and nowhere else, so that fitting, scoring and benchmarks cannot drift apart. The network runs
 in float32, bf16 or 8-bit integers (`quantization`); a linear reduction of the patches can be folded into their pooling.
 
+With `context` the coarsest layer comes a second time, of the images at half their size: what a patch is part of is then
+in its vector too. (Like the pyramids of He et al., but of the input; multiply-resized inputs for k-NN features: SPADE,
+Cohen and Hoshen, arXiv 2005.02357, has them of one input.)
+
 Patches: every layer is averaged over 3 × 3 neighbours (stride 1, padded) at its own resolution, then all
 are brought to the finest grid in use, at finest one patch per 8 pixels, and their channels concatenated (Roth et al.,
 PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every layer over the image.
@@ -68,6 +72,8 @@ class Embedder:
         What computes integers; see `machine.integers`.
     batch_size : int
         Images per forward pass; changes speed and memory, not results beyond float rounding.
+    context : float, not negative
+        Patch level: weight of what the coarsest layer says of the images at half their size; 0 for none.
     to_be_calibrated : bool
         Whether `calibrate` will be called, so that "auto" may choose "int8" too.
 
@@ -91,8 +97,12 @@ class Embedder:
         dtype: str = "auto",
         engine: EngineName = "auto",
         batch_size: int = 8,
+        context: float = 0.0,
         to_be_calibrated: bool = False,
     ):
+        if not 0 <= context < 100:
+            raise ValueError(f"context={context} is the weight of the images at half their size, from 0 on")
+        self.context = float(context)
         if level not in ("patch", "global"):
             raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
         self.backbone = backbone
@@ -108,6 +118,7 @@ class Embedder:
             dtype = _float_name(dtype, self.device)
         self.ranges: Ranges | None = None
         self._integers: IntegerNetwork | None = None
+        self._integers_of_halves: IntegerNetwork | None = None  # laid out for another size
         if backbone == BUILTIN:
             if layers is not None:
                 raise ValueError("the built-in backbone has its own layers; leave them out")
@@ -169,7 +180,18 @@ class Embedder:
 
     def uncalibrated(self) -> Embedder:
         """The same network, to be calibrated anew; shares its parameters."""
-        return self._but(ranges=None, _integers=None)
+        return self._but(ranges=None, _integers=None, _integers_of_halves=None)
+
+    def with_context(self, context: float) -> Embedder:
+        """The same network with another weight of images at half their size; shares its parameters."""
+        if not 0 <= context < 100:
+            raise ValueError(f"context={context} is the weight of the images at half their size, from 0 on")
+        return self if context == self.context else self.uncalibrated()._but(context=float(context), _shapes={})
+
+    @property
+    def looks_twice(self) -> bool:
+        """Whether images are shown to the network at half their size too."""
+        return self.context > 0 and self.level == "patch"
 
     def calibrate(self, images: np.ndarray) -> None:
         """Learn from uint8 images (n, h, w, 3), as for `embed`, what range the values at every place have.
@@ -192,17 +214,19 @@ class Embedder:
             ) from error
         step = min(2, self.batch_size)  # values of every layer are looked at: few at a time take little memory
         batches = [images[start : start + step] for start in range(0, len(images), step)]
+        if self.looks_twice:
+            batches += [_halved(batch) for batch in batches]
         with torch.inference_mode():
             self._use(blueprint, blueprint.observe(self.preprocess(batch) for batch in batches))
             trial = batches[0][:2]
-            change = _relative_error(self._outputs(trial), self.network(self.preprocess(trial)))
+            change = _relative_error(self._layers(trial), self.network(self.preprocess(trial)))
         if change > _LARGEST_ERROR:
             warnings.warn(
                 f"8-bit integers change what {self.backbone} gives by {change:.0%}; it computes in float32 instead. "
                 "Choose dtype='float32' to say so",
                 stacklevel=2,
             )
-            self.dtype, self.ranges, self._integers = "float32", None, None
+            self.dtype, self.ranges, self._integers, self._integers_of_halves = "float32", None, None, None
 
     def calibrated(self, ranges: Ranges) -> Embedder:
         """The same network in integers, with the `ranges` that another was calibrated to.
@@ -233,7 +257,7 @@ class Embedder:
         return other
 
     def __getstate__(self) -> dict[str, Any]:  # what computes integers is made of functions, which cannot be sent
-        return {**self.__dict__, "_integers": None}
+        return {**self.__dict__, "_integers": None, "_integers_of_halves": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -246,6 +270,8 @@ class Embedder:
                 f"int8 is computed in float32 here, with the same scores but no quicker: {onednn_fault()}", stacklevel=3
             )
         self._integers = IntegerNetwork(blueprint, ranges, self.engine, self.device, batch_size=self.batch_size)
+        if self.looks_twice:
+            self._integers_of_halves = self._integers.by(self.engine)
         self.ranges, self.dtype = dict(ranges), "int8"
 
     def parameters(self) -> dict[str, np.ndarray]:
@@ -258,6 +284,7 @@ class Embedder:
             "backbone": self.backbone,
             "layers": list(self.layers),
             "level": self.level,
+            "context": self.context,
             "frame": self.frame.to_dict(),
             "fingerprint": self.fingerprint,
             "dtype": self.dtype,
@@ -294,7 +321,11 @@ class Embedder:
         """
         check_process()
         with torch.inference_mode():
-            return Features(self._outputs(images), self.image_size)
+            layers = self._layers(images)
+            own = len(layers)
+            if self.looks_twice:
+                layers = [*layers, self.context * self._layers(_halved(images), of_halves=True)[-1]]
+            return Features(layers, self.image_size, own)
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -317,8 +348,8 @@ class Embedder:
 
     def _shape_of(self, layers: list[tuple[int, ...]]) -> tuple[int, ...]:
         """Shape of an embedding of layers of the shapes (c, h, w), or (c,)."""
-        channels = sum(layer[0] for layer in layers)
         if self.level == "patch":
+            channels = sum(layer[0] for layer in [*layers, *layers[-1:] * self.looks_twice])
             return (*_finest([layer[1:] for layer in layers], self.image_size), channels)
         return (sum(layer[0] * (2 if len(layer) == 3 else 1) for layer in layers),)
 
@@ -328,24 +359,29 @@ class Embedder:
         kind = torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
         return (pixels * self._scale - self._shift).to(kind).permute(0, 3, 1, 2)
 
-    def _outputs(self, images: np.ndarray) -> list[Tensor]:
+    def _layers(self, images: np.ndarray, *, of_halves: bool = False) -> list[Tensor]:
         if self.dtype != "int8":
             return self.network(self.preprocess(images))
-        if self._integers is None:
+        integers = self._integers_of_halves if of_halves else self._integers
+        if integers is None:
             raise RuntimeError("an embedder with dtype='int8' is shown images by calibrate first")
         pixels = torch.from_numpy(np.ascontiguousarray(images)).to(self.device)
         try:
-            return self._integers(pixels)
+            return integers(pixels)
         except RuntimeError as error:
-            if self._integers.engine == "reference":
+            if integers.engine == "reference":
                 raise
             warnings.warn(
                 f"engine 'onednn' failed ({str(error).strip().splitlines()[0]}); 'reference' goes on, which gives the "
                 "same scores and takes longer",
                 stacklevel=2,
             )
-            self._integers = self._integers.by("reference")
-            return self._integers(pixels)
+            integers = integers.by("reference")
+            if of_halves:
+                self._integers_of_halves = integers
+            else:
+                self._integers = integers
+            return integers(pixels)
 
 
 class Features:
@@ -355,15 +391,17 @@ class Features:
     ----------
     layers : tensors (n, c, h, w), or (n, c) at the global level
     image_size : (height, width) of the images in pixels
+    own : how many of the layers, from the first on, are of the images at their own size; default: all
     """
 
-    def __init__(self, layers: list[Tensor], image_size: tuple[int, int]):
+    def __init__(self, layers: list[Tensor], image_size: tuple[int, int], own: int | None = None):
         self.layers = layers
         self.image_size = image_size
+        self.own = len(layers) if own is None else own
 
     def __getitem__(self, i: int) -> Features:
         """Those of one image."""
-        return Features([layer[i : i + 1] for layer in self.layers], self.image_size)
+        return Features([layer[i : i + 1] for layer in self.layers], self.image_size, self.own)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -376,9 +414,9 @@ class Features:
             return _patches(self.layers, self.image_size).float().cpu().numpy()
 
     def whole(self) -> np.ndarray:
-        """float32 (n, d): means and standard deviations of the layers."""
+        """float32 (n, d): means and standard deviations of the layers, of the images at their own size."""
         with torch.inference_mode():
-            return pool_whole(self.layers).cpu().numpy()
+            return pool_whole(self.layers[: self.own]).cpu().numpy()
 
     def reduced(self, projection: Tensor, offset: Tensor) -> np.ndarray:
         """Patches times `projection` (d, q) plus `offset` (q,), float32 (n, gh, gw, q).
@@ -429,6 +467,13 @@ def standardised(images: Tensor) -> Tensor:
     """RGB in [0, 1] (n, 3, h, w) as ImageNet's networks want it, channels last in memory."""
     mean, deviation = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
     return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
+
+
+def _halved(images: np.ndarray) -> np.ndarray:
+    """uint8 images (n, h, w, 3) at half their size: means of 2 × 2 pixels, of fewer at the ends of odd sides."""
+    values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
+    means = F.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
+    return means.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _float_name(dtype: str, device: torch.device) -> str:

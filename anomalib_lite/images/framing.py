@@ -36,7 +36,7 @@ LARGEST_FRAME = 1 << 27
 _WHOLE_PIXELS = 1 << 21
 _WINDOW, _SHARED = 1024, 192 / 1024
 # Pixels of the shorter side unless it is asked for: never more than the camera gave.
-_FEWEST, _MOST, _ROUNDED_TO = 128, 384, 32
+_FEWEST, _ROUNDED_TO = 128, 32
 _WHOLE_RESIZED = 1 << 24  # pixels of pictures that are resized in all colours at once
 _LOOKED_AT = 200  # pictures that proportions are taken from, evenly spread
 
@@ -203,6 +203,7 @@ def choose_frame(
     sizes: Sequence[Size],
     wanted: int | Size | None,
     *,
+    most: int = 384,
     tiles: Tiles | None = None,
     tile_overlap: float = 0.0,
 ) -> Frame:
@@ -213,7 +214,7 @@ def choose_frame(
     sizes : (H, W) of the pictures in pixels, one at least
     wanted : int or (h, w), optional
         Pixels to see, of the shorter side or both; of each tile where there are any. Default: as many as the camera
-        gave, 384 at most.
+        gave, `most` at most.
     tiles, tile_overlap : see `Detector`
 
     Raises
@@ -227,11 +228,11 @@ def choose_frame(
     length = float(np.median(np.sqrt(heights * widths)))
     middle = length * ratio**0.5, length * ratio**-0.5
     if tiles is not None:
-        return _tiled(middle, wanted, tiles, tile_overlap)
+        return _tiled(middle, wanted, most, tiles, tile_overlap)
     if isinstance(wanted, tuple):
         size = wanted
     else:
-        size = _in_proportion(_sensible(min(middle)) if wanted is None else wanted, ratio)
+        size = _in_proportion(_sensible(min(middle), most) if wanted is None else wanted, ratio)
     return _through_windows(size, "give a smaller image_size")
 
 
@@ -249,7 +250,7 @@ def _through_windows(size: Size, way_out: str) -> Frame:
     return Frame(whole, count=count, window=window)
 
 
-def _tiled(middle: tuple[float, float], wanted: int | Size | None, tiles: Tiles, overlap: float) -> Frame:
+def _tiled(middle: tuple[float, float], wanted: int | Size | None, most: int, tiles: Tiles, overlap: float) -> Frame:
     """The frame of pictures of the size `middle`, a tile of which is seen at `wanted` pixels."""
     if isinstance(wanted, tuple):
         raise ValueError(f"image_size={wanted}: of tiles give one number, the pixels that each is seen at")
@@ -264,7 +265,7 @@ def _tiled(middle: tuple[float, float], wanted: int | Size | None, tiles: Tiles,
         tile = min(side / (1 + (n - 1) * (1 - overlap)) for side, n in zip(middle, tiles, strict=True))
         if tiles[0] > middle[0] or tiles[1] > middle[1]:
             raise ValueError(f"tiles={tiles} are more than pictures of {middle[0]:.0f} × {middle[1]:.0f} have pixels")
-    scale = (_sensible(tile) if wanted is None else wanted) / tile
+    scale = (_sensible(tile, most) if wanted is None else wanted) / tile
     size = _in_proportion(_stepped(min(middle) * scale), middle[0] / middle[1])
     return _through_windows(size, "give a smaller image_size, or larger tiles")
 
@@ -280,9 +281,9 @@ def _stepped(pixels: float) -> int:
     return max(STEP, round(pixels / STEP) * STEP)
 
 
-def _sensible(pixels: float) -> int:
+def _sensible(pixels: float, most: int) -> int:
     """Pixels at which what is so long is seen, unless it is said."""
-    return max(_FEWEST, min(_MOST, int(pixels / _ROUNDED_TO + 1e-6) * _ROUNDED_TO))
+    return max(_FEWEST, min(most, int(pixels / _ROUNDED_TO + 1e-6) * _ROUNDED_TO))
 
 
 def typical_size(sizes: Sequence[Size], frame: Frame) -> Size:
