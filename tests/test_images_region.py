@@ -283,3 +283,12 @@ class TestAuto:
         assert 0.4 < detector.fitted_.frame.region.share < 0.65
         again = Detector.load(detector.save(tmp_path / "model.safetensors"))
         assert again.fitted_.frame.region == detector.fitted_.frame.region
+
+    def test_is_shown_for_approval(self, tmp_path):
+        from anomalib_lite import diagnose
+
+        pictures = [picture(seed) for seed in range(12)]
+        found = diagnose(pictures, roi="auto", **SMALL)
+        assert found.to_dict()["region_share"] == found.region.share
+        assert "% of every image is looked at; see in the figure" in found.advice()
+        assert tmp_path / "region.png" in found.save_figures(tmp_path, pictures)

@@ -29,6 +29,7 @@ from anomalib_lite.fitted.duplicates import (
 )
 from anomalib_lite.fitted.groups import EACH, PARENT, Groups, group_names
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.spread import Spread, measured_spread
 from anomalib_lite.images.variations import Variations
@@ -38,6 +39,7 @@ from anomalib_lite.scoring.reduction import PCA
 _COMPONENTS = 30
 _NAMED = 5  # images named in the text
 _LISTED = 20  # batches
+_SHOWN = 240  # pixels of the side of an image that shows the region
 # Kaufman and Rousseeuw (1990): below, no substantial structure; above, a reasonable one.
 _NO_GROUPS, _CLEAR_GROUPS = 0.25, 0.5
 
@@ -60,6 +62,7 @@ class Diagnosis:
     sizes : (height, width) with the number of images that have it, the commonest first
     spread : how much light, contrast, colour and sharpness differ between the images
     declared : the variations that the detector is told of
+    region : what is looked at of every image; None for all of it
     batches : false alarms of every day or batch at a threshold learnt from the others; empty if there is one alone
     """
 
@@ -78,6 +81,7 @@ class Diagnosis:
     map: EmbeddingMap | None
     spread: Spread | None
     declared: Variations | None = None
+    region: Region | None = None
     batches: list[statistics.Batch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unreadable: list[UnreadableImage] = field(default_factory=list)
@@ -125,6 +129,7 @@ class Diagnosis:
                 }
                 for batch in self.batches
             ],
+            "region_share": None if self.region is None else self.region.share,
             "components_95": self.variance.components_for(0.95),
             "calibration": self.calibration,
             "advice": self.advice(),
@@ -133,7 +138,7 @@ class Diagnosis:
         }
 
     def save_figures(self, folder: str | os.PathLike[str], images: Any | None = None) -> list[Path]:
-        """Write every figure that could be computed as PNG; with `images`, the map shows thumbnails."""
+        """Write every figure that could be computed as PNG; the thumbnails of the map, and the region, take `images`."""
         from anomalib_lite.diagnosis import figures as plots
         from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
 
@@ -161,6 +166,10 @@ class Diagnosis:
                     ),
                 )
             )
+        if self.region is not None and images is not None:
+            region, read = self.region, _thumbnails(open_source(images), self.ids, _SHOWN)
+            rows = np.unique(np.linspace(0, len(self.ids) - 1, 4).round().astype(int)).tolist()
+            drawings.append(("region", lambda: plots.plot_region(region, [read(row) for row in rows])))
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         written = []
@@ -194,8 +203,13 @@ class Diagnosis:
             (height, width), count = self.sizes[0]
             others = sum(number for _, number in self.sizes[1:])
             yield (
-                f"{others} of {others + count} images are not {width} × {height} pixels; all are resized to one "
-                "square, so parts photographed at another size or crop look unlike each other."
+                f"{others} of {others + count} images are not {width} × {height} pixels; all are brought to one frame, "
+                "so parts photographed at another size or crop look unlike each other."
+            )
+        if self.region is not None:
+            yield (
+                f"{100 * self.region.share:.0f} % of every image is looked at; see in the figure of the region whether "
+                "that is the part, before you rely on it."
             )
         yield from self._about_batches()
         yield from self.spread.sentences(self.declared) if self.spread is not None else ()
@@ -302,6 +316,7 @@ def diagnose(
         elbow=attempt("elbow", lambda: statistics.elbow(rows, random_state=seed)),
         spread=attempt("spread", lambda: measured_spread(source, workers=detector.workers)),
         declared=detector.variations,
+        region=detector.fitted_.frame.region if detector.fitted_.frame else None,
         batches=batches or [],
         silhouette=attempt("silhouette", lambda: statistics.silhouette(rows, random_state=seed)),
         k_distance=distances,
@@ -331,11 +346,11 @@ def _batches(detector: Detector, source: ImageSource, groups: Groups | None) -> 
     return statistics.batches([names[i] for i in scores], list(scores.values()), detector.false_alarm_rate)
 
 
-def _thumbnails(source: ImageSource, ids: list[str]) -> Callable[[int], np.ndarray]:
+def _thumbnails(source: ImageSource, ids: list[str], side: int = 48) -> Callable[[int], np.ndarray]:
     from anomalib_lite.images.framing import resize
 
     position = {name: i for i, name in enumerate(source.ids)}
-    return lambda row: resize(source.read(position[ids[row]]), 48)
+    return lambda row: resize(source.read(position[ids[row]]), side)
 
 
 def _listed(names: list[str], between: str = ", ") -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.figure import Figure
 
 from anomalib_lite.diagnosis.statistics import DBSCANSweep, Elbow, ExplainedVariance, KDistance, Silhouette, Suspicious
+from anomalib_lite.images.region import Region
 from anomalib_lite.plotting.style import (
     ALARM,
     COLOURS,
@@ -102,6 +105,19 @@ def plot_explained_variance(result: ExplainedVariance) -> Figure:
     axis.set_ylim(0, 1.02)
     label(axis, "principal components", "share of variance", "Explained variance")
     legend(axis, loc="upper left")
+    return figure
+
+
+def plot_region(region: Region, pictures: Sequence[np.ndarray]) -> Figure:
+    """Pictures uint8 (h, w, 3) of one size, dark where they are not looked at, with a line around the region."""
+    figure = new_figure(width=2.1 * max(2, len(pictures)), height=2.4)
+    for axis, pixels in zip(axes_of(figure, 1, len(pictures)), pictures, strict=True):
+        inside = region.at((pixels.shape[0], pixels.shape[1]))
+        axis.imshow(np.where(inside[..., None], pixels, pixels * 0.35).astype(np.uint8))
+        if not inside.all():
+            axis.contour(inside, levels=[0.5], colors=COLOURS[1], linewidths=1.2)
+        axis.set_axis_off()
+    figure.suptitle(f"Looked at: {100 * region.share:.0f} % (dark is not)", fontsize=TEXT)
     return figure
 
 
