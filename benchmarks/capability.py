@@ -57,11 +57,8 @@ def main() -> None:
             ", ".join(f"{np.mean(np.asarray(values, dtype=float)[some]):{form}}" for some in thirds)
             for values, form in ((sizes, ".0f"), (predicted, ".2f"), (found, ".2f"))
         ]
-        print(
-            f"| {folder.name} | {len(sizes)} | {' | '.join(cells)} | {correlation.statistic:.2f} "
-            f"({correlation.pvalue:.2g}) |",
-            flush=True,
-        )
+        told = "none: all are found" if all(found) else f"{correlation.statistic:.2f} ({correlation.pvalue:.2g})"
+        print(f"| {folder.name} | {len(sizes)} | {' | '.join(cells)} | {told} |", flush=True)
 
 
 if __name__ == "__main__":
