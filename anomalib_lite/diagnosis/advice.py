@@ -138,7 +138,7 @@ class Diagnosis:
         }
 
     def save_figures(self, folder: str | os.PathLike[str], images: Any | None = None) -> list[Path]:
-        """Write every figure that could be computed as PNG; the thumbnails of the map, and the region, take `images`."""
+        """Write every figure that could be computed as PNG; thumbnails on the map, and the region, take `images`."""
         from anomalib_lite.diagnosis import figures as plots
         from anomalib_lite.diagnosis.map_figure import TRAINING, plot_embedding_map
 
