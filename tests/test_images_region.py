@@ -205,7 +205,9 @@ class TestDetector:
     def test_a_picture_of_another_shape_is_refused(self, detector):
         scores = detector.score([picture(60), picture(61)[:, :96]])
         assert len(scores) == 1
-        assert "other proportions than the 96 × 144" in scores.unreadable[0].reason
+        assert "image_0001: has 96 × 96 pixels (height × width), other proportions than the 96 × 144" in (
+            scores.unreadable[0].reason
+        )
         same = np.asarray(Image.fromarray(picture(62)).resize((288, 192)))
         assert len(detector.score([same])) == 1
 

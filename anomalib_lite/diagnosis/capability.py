@@ -216,7 +216,7 @@ def capability(
     low, high = sizes or (2 * max(1.0, seen / 2), min(size) / 5)
     if not 0 < low < high:
         raise ValueError(f"sizes={(low, high)}: the smallest and the largest in pixels, above 0")
-    mask, ground = _part(detector, source)
+    mask, ground = _part(detector, source, usable[0])
     rng = np.random.default_rng(random_state)
     plan = _plan(rng, usable, kinds, per_kind, (low, high), mask)
     scores = detector.score(PaintedSource(source, plan, contrast, ground))
@@ -248,13 +248,13 @@ def capability(
     )
 
 
-def _part(detector: Detector, source: ImageSource) -> tuple[np.ndarray, np.ndarray | None]:
+def _part(detector: Detector, source: ImageSource, first: int) -> tuple[np.ndarray, np.ndarray | None]:
     """Where to paint, bool (256, 256) over the image; and the colour (3,) behind the part, if there is a ground."""
     side = (256, 256)
     region = detector.fitted_.frame.region if detector.fitted_.frame else None
     try:
-        part, ground = estimate_foreground(source, side, workers=detector.workers), None
-        pixels = source.read(0)
+        part = estimate_foreground(source, side, workers=detector.workers)
+        pixels = source.read(first)
         ground = np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]), axis=0)
     except ValueError:  # a surface
         part, ground = np.ones(side, dtype=bool), None

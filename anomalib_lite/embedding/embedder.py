@@ -5,8 +5,7 @@ Preprocessing lives here and nowhere else, so that fitting, scoring and benchmar
 in float32, bf16 or 8-bit integers (`quantization`); a linear reduction of the patches can be folded into their pooling.
 
 With `context` the coarsest layer comes a second time, of the images at half their size: what a patch is part of is then
-in its vector too. (Like the pyramids of He et al., but of the input; multiply-resized inputs for k-NN features: SPADE,
-Cohen and Hoshen, arXiv 2005.02357, has them of one input.)
+in its vector too (two levels of an image pyramid: Adelson et al., RCA Engineer 29 (1984)).
 
 Patches: every layer is averaged over 3 × 3 neighbours (stride 1, padded) at its own resolution, then all
 are brought to the finest grid in use, at finest one patch per 8 pixels, and their channels concatenated (Roth et al.,

@@ -96,7 +96,7 @@ class Frame:
         (h, w), (height, width) = self.content(original), shown or original
         return round(height * self.size[0] / h), round(width * self.size[1] / w)
 
-    def place(self, pixels: np.ndarray, original: Size | None = None) -> np.ndarray:
+    def place(self, pixels: np.ndarray, original: Size | None = None, *, name: str = "picture") -> np.ndarray:
         """Bring a picture uint8 (H, W, 3) to the frame, (h, w, 3); `original` is its size if it came smaller.
 
         Raises
@@ -110,8 +110,8 @@ class Frame:
             if content != self.size:
                 height, width = self.region.size
                 raise UnreadableImageError(
-                    f"has {original[0]} × {original[1]} pixels (height × width), other proportions than the {height} × "
-                    f"{width} that the region of interest was drawn for; give pictures of that shape"
+                    f"{name}: has {original[0]} × {original[1]} pixels (height × width), other proportions than the "
+                    f"{height} × {width} that the region of interest was drawn for; give pictures of that shape"
                 )
             pixels = self.region.blanked(pixels)
         placed = resize(pixels, content)

@@ -124,7 +124,7 @@ def load(
             else:
                 pixels = source.read(i)
                 original = pixels.shape[0], pixels.shape[1]
-            placed = frame.place(pixels, original)
+            placed = frame.place(pixels, original, name=source.ids[i])
         except UnreadableImageError as error:
             if on_unreadable == "raise":
                 raise

@@ -25,7 +25,6 @@ from anomalib_lite.images.reading import read_image
 
 AUTO = "auto"
 _BLANK = 128  # what stands outside: the grey in the middle
-_INSIDE = 0.999  # of a pixel that is made of several: all of them, but for rounding
 _LARGEST_PIXELS = 1 << 27
 
 
@@ -78,12 +77,17 @@ class Region:
         """The mask for pictures of another size, bool (h, w): pixels of which half is inside, or all (`whole`)."""
         if size == self.mask.shape:
             return self.mask
-        return self._covering(size) >= (_INSIDE if whole else 0.5)
+        return self._covering(size) >= (255 if whole else 128)
 
     def _resized(self, size: tuple[int, int]) -> np.ndarray:
-        """Share (h, w) of what a pixel is made of that is inside, by the same filter that resizes pictures."""
-        share = Image.fromarray(self.mask.astype(np.float32))
-        return np.array(share.resize((size[1], size[0]), Image.Resampling.BILINEAR))
+        """How much of each pixel is inside, by the filter that resizes pictures: uint8 (h, w), 255 for all of it.
+
+        Bytes, since floats of a line-scan picture take a gigabyte. A thousandth outside rounds to none.
+        """
+        return np.array(self._drawn().resize((size[1], size[0]), Image.Resampling.BILINEAR))
+
+    def _drawn(self) -> Image.Image:
+        return Image.fromarray(self.mask.view(np.uint8) * np.uint8(255))
 
     def blanked(self, pixels: np.ndarray) -> np.ndarray:
         """A copy of a picture uint8 (h, w, 3), grey outside the region."""
@@ -92,8 +96,8 @@ class Region:
 
     def cells(self, grid: tuple[int, int]) -> np.ndarray:
         """Numbers (n,) of the cells of a grid over the picture that lie in it by half at least."""
-        share = Image.fromarray(self.mask.astype(np.float32)).resize((grid[1], grid[0]), Image.Resampling.BOX)
-        return np.flatnonzero(np.array(share).ravel() >= 0.5)
+        share = self._drawn().resize((grid[1], grid[0]), Image.Resampling.BOX)
+        return np.flatnonzero(np.array(share).ravel() >= 128)
 
     def to_array(self) -> np.ndarray:
         """Its pixels, eight in a byte, uint8 (n,)."""

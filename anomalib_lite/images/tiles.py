@@ -86,7 +86,8 @@ def _shares(length: int, window: int, count: int, own: int, cells: int) -> Itera
     """Along one axis: of every window its start, and of the cells that it gives the numbers in it and in all."""
     starts = np.array(window_starts(length, window, count))
     middles = (np.arange(cells) + 0.5) * (length / cells)
-    nearest = np.abs(middles[:, None] - (starts + window / 2)).argmin(axis=1)
+    # Half way between the middles of two windows; no table of all cells and windows, which would fill the memory.
+    nearest = np.searchsorted((starts[1:] + starts[:-1] + window) / 2, middles)
     for i, start in enumerate(starts.tolist()):
         mine = np.flatnonzero(nearest == i)
         inside = np.floor((middles[mine] - start) * (own / window)).astype(np.int64)
