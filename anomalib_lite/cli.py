@@ -152,7 +152,8 @@ def score(
         width = max(map(len, verdicts), default=0)
         for i, image_id in enumerate(scores.ids):
             verdict = verdicts[i].upper() if scores.alarms[i] else verdicts[i]
-            typer.echo(f"{verdict:{width}}  score {scores.scores[i]:8.4f}  p {scores.p_text(i)}  {image_id}")
+            whole = "  (as a whole)" if scores.as_a_whole(i) else ""
+            typer.echo(f"{verdict:{width}}  score {scores.scores[i]:8.4f}  p {scores.p_text(i)}  {image_id}{whole}")
         if any(scores.p_text(i).startswith("≤") for i in range(len(scores))):
             smallest = 1 / (scores.calibration_groups + 1)
             typer.echo(f"p ≤ {smallest:.4f}: the smallest that {scores.calibration_groups} good images allow")

@@ -29,6 +29,8 @@ from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_
 from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
 from anomalib_lite.fitted.rows import RowSelection
 from anomalib_lite.fitted.storing import to_arrays
+from anomalib_lite.fitted.whole import BOTH
+from anomalib_lite.images.fixture import Fixture, RegisteredSource, check_turn, make_fixture
 from anomalib_lite.images.foreground import estimate_foreground
 from anomalib_lite.images.framing import Frame, check_tiles, choose_frame, picture_sizes, typical_size
 from anomalib_lite.images.loading import UnreadableImage
@@ -77,8 +79,9 @@ class Detector:
         Layers of the backbone; default: its own choice.
     weights : "imagenet", path, or state dict, optional
         Weights of a torchvision backbone; default: torchvision's, downloaded once.
-    level : "patch" or "global"
-        A grid of vectors per image (gives heat maps), or one vector per image.
+    level : "patch", "global" or "both"
+        A grid of vectors per image (gives heat maps), or one vector per image. "both" compares whole images beside
+        their patches, for what no patch shows, such as a piece too few among loose ones; see `fitted.whole`.
     quality : "fast", "balanced" or "best"
         What is not chosen otherwise. "fast" sees 256 pixels of the shorter side at most. "best" looks at the training
         images, and where they show a surface without places of its own, rather than parts that lie alike, takes
@@ -104,6 +107,11 @@ class Detector:
         below 1, in shares of width and height; or a JSON file of ``{"boxes": [...], "polygons": [...]}``. roi="auto"
         estimates the part from the training images (`diagnose` shows it). Nothing outside is learnt, scored or painted,
         and images of other proportions are unreadable.
+    fixture : float, optional
+        Lay every picture as in the first of the training images, by a shift and a turn of at most so many degrees
+        (0: by a shift alone), so that a region of interest, which is
+        drawn on that first one, stays on the part. One that cannot be registered
+        alarms, and `Scores.notes` has it. See `images.fixture`; needs the extra ``[fixture]``.
     pixel_size : float, optional
         Side of an image's pixel in millimetres: then regions have their area in square millimetres too.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
@@ -174,7 +182,7 @@ class Detector:
         backbone: str = BUILTIN,
         layers: str | Sequence[str] | None = None,
         weights: Weights | None = None,
-        level: Level = "patch",
+        level: Level | Literal["both"] = "patch",
         quality: Quality = "balanced",
         image_size: int | tuple[int, int] | None = None,
         context: float | Literal["auto"] = "auto",
@@ -182,6 +190,7 @@ class Detector:
         tile_overlap: float = 0.0,
         roi: Any = None,
         ignore: Any = None,
+        fixture: float | None = None,
         pixel_size: float | None = None,
         scorer: ScorerName | Scorer = "knn",
         bank_size: int = 10_000,
@@ -231,9 +240,11 @@ class Detector:
             raise ValueError(f"context={context!r}: give a weight, such as 0.5, or 'auto'")
         if not 0 <= tile_overlap < 1:
             raise ValueError(f"tile_overlap={tile_overlap} is the share of a tile that the next one has too, in [0, 1)")
+        embedded_at: Level = "patch" if level == BOTH else level  # type: ignore[assignment]
         self.tiles = None if tiles is None else check_tiles(tiles)
         self.tile_overlap = tile_overlap
         self.roi, self.ignore = roi, ignore
+        self.fixture = None if fixture is None else check_turn(fixture)
         if pixel_size is not None and not 0 < pixel_size < np.inf:
             raise ValueError(f"pixel_size={pixel_size} is the side of an image's pixel in millimetres, above 0")
         self.pixel_size = pixel_size
@@ -259,7 +270,7 @@ class Detector:
         self.scorer = (
             make_scorer(
                 scorer,
-                level,
+                embedded_at,
                 bank_size=bank_size,
                 selection=selection,
                 k=k,
@@ -274,11 +285,12 @@ class Detector:
         )
         self.selection = RowSelection(trim, random_state=random_state, device=device)
         self.n_components = n_components
-        self.whiten = self.scorer.name in ("kmeans", "dbscan") and level == "patch" if whiten == "auto" else whiten
+        usually = self.scorer.name in ("kmeans", "dbscan") and embedded_at == "patch"
+        self.whiten = usually if whiten == "auto" else whiten
         self._embedder = Embedder(
             backbone,
             layers=layers,
-            level=level,
+            level=embedded_at,
             weights=weights,
             image_size=image_size,
             device=device,
@@ -354,7 +366,11 @@ class Detector:
         usual = _PARTS
         if self.quality == "best" and self._embedder.level == "patch" and not isinstance(source, EmbeddedSource):
             usual = _SURFACES if is_surface(source, workers=self.workers) else _PARTS
-        embedder = self._embedder.uncalibrated().framed(self._frame_for(source))
+        fixture = self._fixture_for(source)
+        upright = source
+        if fixture is not None:
+            source = RegisteredSource(source, fixture)
+        embedder = self._embedder.uncalibrated().framed(self._frame_for(upright, source))
         if self._chosen["context"] == "auto":
             embedder = embedder.with_context(usual.context)
         if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
@@ -383,8 +399,11 @@ class Detector:
             groups=numbers,
             random_state=self.random_state,
             copies=copies,
+            whole=self._chosen["level"] == BOTH,
             value_range=reading.value_range,
             frame=embedder.frame,
+            fixture=fixture,
+            poses=None if fixture is None else lambda: source.turns_and_shifts(),  # type: ignore[attr-defined]
             parameters=self._storable_parameters(),
             embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
         )
@@ -440,8 +459,17 @@ class Detector:
         """Images that were given to `fit` and could not be read."""
         return list(self.fitted_.train.unreadable)
 
-    def _frame_for(self, source: ImageSource) -> Frame:
-        """How images of a source to learn from are seen."""
+    def _fixture_for(self, source: ImageSource) -> Fixture | None:
+        """By what images of a source to learn from are laid."""
+        if self.fixture is None:
+            return None
+        if isinstance(source, EmbeddedSource):
+            raise ValueError("a source that keeps embeddings cannot be registered; leave the fixture out")
+        sizes = picture_sizes(source) or [(1, 1)]
+        return make_fixture(source, self.fixture, typical_size(sizes, choose_frame(sizes, None)))
+
+    def _frame_for(self, source: ImageSource, laid: ImageSource) -> Frame:
+        """How images of a source to learn from are seen; `laid` is that source, laid by a fixture if there is one."""
         if isinstance(source, EmbeddedSource):  # of a comparison, whose models all see one square
             return self._embedder.frame
         wanted, (side, _) = self._chosen["image_size"], self._embedder.image_size
@@ -452,7 +480,7 @@ class Detector:
         sizes = picture_sizes(source) or [(side, side)]  # none can be read: that is said when they are
         most = _MOST_PIXELS[self.quality]
         frame = choose_frame(sizes, wanted, most=most, tiles=self.tiles, tile_overlap=self.tile_overlap)
-        frame = replace(frame, region=self._region_for(source, typical_size(sizes, frame)))
+        frame = replace(frame, region=self._region_for(laid, typical_size(sizes, frame)))
         if frame.region is not None and self._embedder.level == "patch":
             grid = frame.grid(self._embedder.framed(frame).own_grid)
             if not len(frame.region.cells(grid)):
@@ -519,13 +547,14 @@ class Detector:
         fitted, embedder = self._fitted_and_embedder()
         reading = replace(self.reading, value_range=fitted.value_range)
         source = open_source(images, reading)
+        registered = None if fitted.fixture is None else RegisteredSource(source, fitted.fixture)
         intake = Intake()
         ids: list[str] = []
         found: list[ScoredRows] = []
         whole: list[np.ndarray] = []
         stream = embed_source(
             embedder,
-            source,
+            registered or source,
             np.arange(len(source)),
             on_unreadable=on_unreadable,
             workers=self.workers,
@@ -533,17 +562,31 @@ class Detector:
         )
         for image in intake.readable(stream):
             ids.append(image.id)
-            found.append(fitted.score(image.blocks(fitted.reduction), image.original_size))
+            found.append(fitted.score(image))
             if vectors:
                 whole.append(image.whole)
         scores = np.array([scored.score for scored in found], dtype=np.float64)
         maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
         calibration = fitted.calibration
+        alarms, notes = calibration.alarms(scores), dict(getattr(source, "notes", {}))
+        nearest = [scored.nearest for scored in found if scored.nearest] if fitted.explains else None
+        poses = None
+        if registered is not None:
+            poses = [registered.poses[index] for index in intake.sizes]
+            lost = [i for i, pose in enumerate(poses) if not pose.found]
+            alarms[lost] = True
+            notes |= {ids[i]: f"cannot be registered by the fixture, and alarms: {poses[i].reason}" for i in lost}
+            if nearest is not None:
+                sizes = intake.sizes.values()
+                nearest = [
+                    replace(one, box=pose.box_undone(one.box, size))
+                    for one, pose, size in zip(nearest, poses, sizes, strict=True)
+                ]
         return Scores(
             ids=ids,
             scores=scores,
             p_values=calibration.p_values(scores),
-            alarms=calibration.alarms(scores),
+            alarms=alarms,
             threshold=calibration.threshold,
             look_again=calibration.look_again,
             false_alarm_rate=calibration.false_alarm_rate,
@@ -553,10 +596,12 @@ class Detector:
             patch_scores=None if embedder.level == "global" else maps,
             # Half the threshold is where good parts live; twice is beyond doubt.
             map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
-            nearest=[scored.nearest for scored in found if scored.nearest] if fitted.explains else None,
+            nearest=nearest,
             unreadable=intake.unreadable,
+            whole_scores=np.array([one.whole_score for one in found], dtype=np.float64) if fitted.whole else None,
             vectors=np.array(whole, dtype=np.float32) if vectors else None,
-            notes=dict(getattr(source, "notes", {})),
+            notes=notes,
+            poses=poses,
             reading=reading,
             frame=fitted.frame,
             pixel_threshold=None if fitted.peaks is None else fitted.peaks.threshold,
@@ -579,6 +624,8 @@ class Detector:
             words.append("through {} × {} windows".format(*embedder.frame.count))
         if embedder.frame.region is not None:
             words.append(f"{100 * embedder.frame.region.share:.0f} % of them looked at")
+        if fitted.fixture is not None:
+            words.append(f"laid by a fixture (turned by at most {fitted.fixture.turn:g}°)")
         if embedder.level == "patch":
             words.append(f"{fitted.grid[0]} × {fitted.grid[1]} patches")
             words.append(f"an image's score is the mean of the highest {100 * fitted.top_share:g} % of them")
@@ -694,7 +741,7 @@ class Detector:
         peaks = None
         if scores.patch_scores is not None:
             sizes = zip(scores.patch_scores, scores.image_sizes, strict=True)
-            peaks = np.array([peak(grid, scores.frame, size) for grid, size in sizes])
+            peaks = np.array([peak(grid, scores.frame, size) for grid, size in sizes])  # as laid, as those of the fit
         fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode, peaks)
         for doubt in recalibration.doubts(self.fitted_, scores.scores, scores.ids):
             warnings.warn(doubt, stacklevel=2)
@@ -729,6 +776,7 @@ class Detector:
         return {
             **self._storable_parameters(),
             **self.embedder.describe(),
+            "level": self._chosen["level"],
             "device": str(self.embedder.device),
             "scorer": self.scorer.name,
             "scorer_parameters": self.scorer.parameters(),

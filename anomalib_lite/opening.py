@@ -18,6 +18,7 @@ from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.storing import from_arrays
+from anomalib_lite.fitted.whole import BOTH
 from anomalib_lite.images.tiles import STEP
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
@@ -92,6 +93,12 @@ def open_model(
         grid = (1, 1) if len(shape) == 1 else embedder.frame.grid(embedder.own_grid)
         if (*fitted.grid, len(fitted.reduction.mean_)) != (*grid, shape[-1]):
             raise ValueError(f"a grid of {fitted.grid} does not fit embeddings of shape {shape}")
+        if (fitted.whole is not None) != (parameters["level"] == BOTH):
+            raise ValueError(f"level={parameters['level']!r} does not fit what is there of whole images")
+        if fitted.whole is not None:
+            (dimension,) = embedder.at_level("global").output_shape
+            if len(fitted.whole.scorer.pca_.mean_) != dimension:
+                raise ValueError(f"whole images were compared in other dimensions than {dimension}")
         fingerprint = str(values["embedder"]["fingerprint"])
         if embedder.awaits_calibration and fingerprint == embedder.fingerprint:
             embedder = embedder.calibrated(values["embedder"]["ranges"])

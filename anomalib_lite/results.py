@@ -14,6 +14,7 @@ from PIL import Image
 from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Nearest
+from anomalib_lite.images.fixture import Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
@@ -55,6 +56,8 @@ class Scores:
         The scores painted as wholly good and wholly bad, the same for all images.
     nearest : list of Nearest, or None for scorers other than kNN
     unreadable : list of UnreadableImage
+    whole_scores : float64 (n,), or None but for level="both"
+        What images score as wholes, in the unit of `scores`, which are at least that high.
     vectors : float32 (n, d), or None
         One vector per image, what `embedding.streaming.embed_whole` gives: a report draws its map from them.
     notes : dict of str to str
@@ -67,6 +70,8 @@ class Scores:
         Of a patch of a good image, the median.
     pixel_size : float or None
         Side of an image's pixel in millimetres.
+    poses : list of Pose, or None
+        How a fixture found each part to lie; maps, boxes and regions are told in the images as they came.
     frame : Frame or None
         How an image lies on the patch grid; None: the grid is stretched over it.
     """
@@ -85,10 +90,12 @@ class Scores:
     look_again: float | None = None
     calibration_groups: int = 0
     unreadable: list[UnreadableImage] = field(default_factory=list)
+    whole_scores: np.ndarray | None = None
     vectors: np.ndarray | None = None
     notes: Mapping[str, str] = field(default_factory=dict)
     reading: Reading | None = None
     frame: Frame | None = None
+    poses: list[Pose] | None = None
     pixel_threshold: float | None = None
     usual_score: float = 0.0
     pixel_size: float | None = None
@@ -117,6 +124,12 @@ class Scores:
         p = float(self.p_values[i])
         return f"{'≤ ' if p * (self.calibration_groups + 1) < 1 + 1e-9 else ''}{p:.4f}"
 
+    def as_a_whole(self, i: int) -> bool:
+        """Whether image `i` alarms for what it is as a whole, more than for any place of it (level="both")."""
+        if self.whole_scores is None:
+            return False
+        return bool(self.alarms[i] and self.whole_scores[i] >= self.scores[i])
+
     def anomaly_map(self, i: int, size: tuple[int, int] | None = None) -> np.ndarray:
         """Anomaly map (H, W) float32 of image `i` at its original size or another, in the unit of the scores.
 
@@ -127,11 +140,14 @@ class Scores:
         ValueError
             At the global level, which scores whole images only.
         """
-        return anomaly_map(self._grid(i), self.frame, self.image_sizes[i], size)
+        found = anomaly_map(self._grid(i), self.frame, self.image_sizes[i], size)
+        return found if self.poses is None else self.poses[i].undone(found)
 
     def map_bands(self, i: int, size: tuple[int, int]) -> Iterator[tuple[slice, np.ndarray]]:
         """The rows of `anomaly_map`, a band at a time: for images that fill the memory."""
-        return map_bands(self._grid(i), self.frame, self.image_sizes[i], size)
+        if self.poses is None:
+            return map_bands(self._grid(i), self.frame, self.image_sizes[i], size)
+        return iter([(slice(0, size[0]), self.anomaly_map(i, size))])
 
     def require_maps(self) -> None:
         """Raise ValueError at the global level, which scores whole images only."""
@@ -190,10 +206,17 @@ class Scores:
             max_regions=max_regions,
         )
 
-    def looked_at(self, size: tuple[int, int]) -> np.ndarray | None:
-        """The region of interest as bool (H, W), in an image of this size; None where there is none."""
+    def looked_at(self, i: int, size: tuple[int, int]) -> np.ndarray | None:
+        """The region of interest as bool (H, W), in image `i` at this size; None where there is none."""
         region = None if self.frame is None else self.frame.region
-        return None if region is None else region.at(size)
+        if region is None or self.poses is None:
+            return None if region is None else region.at(size)
+        return self.poses[i].undone(region.at(size).astype(np.float32)) > 0.5
+
+    @property
+    def registered(self) -> np.ndarray:
+        """Whether each image's part was found by the fixture, bool (n,); True where there is none."""
+        return np.array([True] * len(self) if self.poses is None else [pose.found for pose in self.poses], dtype=bool)
 
     def to_dict(self, *, min_area: float = 0.0, max_regions: int | None = None) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image, with its `regions`, and the thresholds."""
@@ -206,6 +229,10 @@ class Scores:
                 "alarm": bool(self.alarms[i]),
                 "verdict": verdict,
             }
+            if self.poses is not None:
+                entry["registered"] = self.poses[i].found
+            if self.whole_scores is not None:
+                entry["whole_score"] = float(self.whole_scores[i])
             if self.nearest is not None:
                 entry["nearest"] = asdict(self.nearest[i])
             if self.patch_scores is not None:

@@ -20,7 +20,7 @@ from anomalib_lite.images.sources import open_source
 from anomalib_lite.machine import hardware
 from anomalib_lite.scoring import SubspaceScorer
 
-LEVELS = ("patch", "global")
+LEVELS = ("patch", "global", "both")
 SCORERS = ("knn", "kmeans", "dbscan", "subspace")
 SMALL = {
     "builtin": {"image_size": 128, "n_clusters": 24, "dtype": "float32"},
@@ -449,6 +449,7 @@ class TestModelFile:
             "embedder",
             "scorer",
             "grid",
+            "whole",
             "top_share",
             "calibration",
             "history",
@@ -489,6 +490,8 @@ class TestModelFile:
             ("parameters.backbone", "os.system"),
             ("parameters.level", "pixel"),
             ("parameters.level", "global"),
+            ("parameters.level", "both"),
+            ("whole", {"usual": 1.0}),
             ("parameters.image_size", "large"),
             ("parameters.image_size", 64.5),
             ("parameters.image_size", 96),

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from anomalib_lite import Detector, KNNScorer, Variations
+from anomalib_lite.embedding.streaming import EmbeddedImage
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.images.synthetic import render_part
@@ -54,16 +55,13 @@ class TestThreads:
             pytest.skip(onednn_fault())
         monkeypatch.setattr(neighbors, "_quickest", lambda bank, device: product)
         rng = np.random.default_rng(0)
-        reduction = a_core(np.random.default_rng(1)).reduction
-        images = [reduction.transform(rng.normal(size=(20, 16)).astype(np.float32)) for _ in range(16)]
-        images = [[(np.arange(len(rows)), rows)] for rows in images]
-        expected = [a_core(np.random.default_rng(1)).score(blocks, (64, 64)) for blocks in images]
+        rows = rng.normal(size=(16, 4, 5, 16)).astype(np.float32)
+        images = [EmbeddedImage(i, str(i), grid, grid[0, 0], (64, 64)) for i, grid in enumerate(rows)]
+        expected = [a_core(np.random.default_rng(1)).score(image) for image in images]
         with ThreadPoolExecutor(16) as pool:
             for _ in range(ROUNDS):
                 fresh = a_core(np.random.default_rng(1))
-                for one, there in zip(
-                    pool.map(lambda blocks, core=fresh: core.score(blocks, (64, 64)), images), expected, strict=True
-                ):
+                for one, there in zip(pool.map(fresh.score, images), expected, strict=True):
                     assert one.score == there.score
                     assert one.nearest == there.nearest
                     assert np.array_equal(one.patch_scores, there.patch_scores)
@@ -147,6 +145,7 @@ CHOSEN = {
     "context": 0.7,
     "tiles": (1, 2),
     "tile_overlap": 0.4,
+    "fixture": 10.0,
     "roi": [0.1, 0.1, 0.9, 1],
     "ignore": [[0.3, 0.3, 0.4, 0.4]],
     "pixel_size": 0.25,

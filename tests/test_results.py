@@ -147,8 +147,11 @@ class TestDict:
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
         verdicts = {"look_again", "calibration_groups"}  # the latter as the smallest p-value
         maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame", "usual_score"}
+        if_asked = {"whole_scores", "poses"}  # levels and fixtures have tests of their own
         regions = {"pixel_threshold", "pixel_size"}
-        assert {field.name for field in dataclasses.fields(Scores)} == told | per_image | verdicts | maps | regions
+        assert {
+            field.name for field in dataclasses.fields(Scores)
+        } == told | per_image | verdicts | maps | regions | if_asked
 
     def test_other_scorers_have_no_nearest(self):
         assert set(make_scores().to_dict()["images"][0]) == {"id", "score", "p_value", "alarm", "verdict", "regions"}

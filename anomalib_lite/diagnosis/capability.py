@@ -18,6 +18,7 @@ from scipy.ndimage import distance_transform_edt
 from anomalib_lite.detector import Detector
 from anomalib_lite.diagnosis.detection import DetectionCurve, fit_curve
 from anomalib_lite.fitted.recalibration import doubts
+from anomalib_lite.images.fixture import RegisteredSource
 from anomalib_lite.images.foreground import estimate_foreground
 from anomalib_lite.images.painting import KINDS, Kind, paint
 from anomalib_lite.images.sources import ImageSource
@@ -200,6 +201,8 @@ def capability(
     if not 0 < contrast <= 1 or per_kind < 10:
         raise ValueError(f"contrast={contrast} is a share in (0, 1]; per_kind={per_kind} is 10 at least")
     source = detector.open(good)
+    if (fixture := detector.fitted_.fixture) is not None:  # places on the part are those of the template
+        source = RegisteredSource(source, fixture)
     plain = detector.score(source)
     if plain.unreadable:
         warnings.warn(f"{len(plain.unreadable)} images cannot be read: {plain.unreadable[0].reason}", stacklevel=2)

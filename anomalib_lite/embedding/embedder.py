@@ -103,7 +103,7 @@ class Embedder:
             raise ValueError(f"context={context} is the weight of the images at half their size, from 0 on")
         self.context = float(context)
         if level not in ("patch", "global"):
-            raise ValueError(f"level={level!r}; choose 'patch' or 'global'")
+            raise ValueError(f"level={level!r}; choose 'patch' or 'global', or 'both' for a detector")
         self.backbone = backbone
         self.level = level
         size = both_sides(backbones.default_input_size(backbone) if image_size is None else image_size)

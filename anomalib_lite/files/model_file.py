@@ -19,7 +19,7 @@ from anomalib_lite.files.atomic import saved_to, write_atomically
 
 FORMAT = "anomalib_lite"
 # Raised when a file of before can no longer be read; 1 had no checksum, 2 no groups, 3 no proportions, 4 no peaks.
-VERSION = 5
+VERSION = 6
 LARGEST_FILE = 4_000_000_000  # bytes; twice a bank of 100 000 × 2048 beside VGG16, torchvision's largest network: 2.6e9
 _LARGEST_HEADER = 32_000_000  # bytes; half a million names of training images, which parsed take 1 GB at the very worst
 _MANIFEST, _CHECKSUM = "manifest", "sha256"

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.fitted.whole import Whole
+from anomalib_lite.images.fixture import Fixture, Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import Scorer, image_score
@@ -35,6 +37,7 @@ class TrainingImages:
     scores : float64 (c,), their scores
     groups : int64 (n / copies,), the same number for images that belong together
     copies : times that every image was shown: once, and once for every variation drawn
+    poses : float32 (n, 3), turn in degrees, shifts down and right as shares, by which a fixture laid each; or None
     """
 
     ids: tuple[str, ...]
@@ -44,10 +47,13 @@ class TrainingImages:
     scores: np.ndarray
     groups: np.ndarray
     copies: int = 1
+    poses: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         for name in ("sizes", "calibrating", "scores", "groups"):
             object.__setattr__(self, name, read_only(getattr(self, name)))
+        if self.poses is not None:
+            object.__setattr__(self, "poses", read_only(self.poses))
 
     @property
     def n_readable(self) -> int:
@@ -55,11 +61,29 @@ class TrainingImages:
         return int(self.sizes[:: self.copies].any(axis=1).sum())
 
 
+class Embedded(Protocol):
+    """An image's embedding, see `embedding.streaming.EmbeddedImage`."""
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width."""
+        ...
+
+    @property
+    def whole(self) -> np.ndarray:
+        """Its one vector (d,)."""
+        ...
+
+    def blocks(self, reduction: Reduction) -> Iterable[tuple[np.ndarray, np.ndarray]]:
+        """Numbers (n,) of patches on the grid, with their reduced rows (n, q)."""
+        ...
+
+
 @dataclass(frozen=True)
 class Nearest:
     """What the worst patch of an image looks most like among the good training images.
 
-    Boxes are (left, top, right, bottom) in pixels of the image they lie in.
+    Boxes are (left, top, right, bottom) in pixels of the image they lie in, as it came.
     """
 
     box: tuple[int, int, int, int]
@@ -77,11 +101,13 @@ class ScoredRows:
     score : the image's score; higher = more anomalous
     patch_scores : float32 (gh, gw), NaN beside the picture
     nearest : Nearest; None for scorers that do not know
+    whole_score : what the image scores as a whole; None where it is not compared so
     """
 
     score: float
     patch_scores: np.ndarray
     nearest: Nearest | None
+    whole_score: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,6 +120,10 @@ class Fitted:
     calibration : Calibration
     peaks : Calibration or None
         The same, of the highest value of every image's anomaly map; None at the global level.
+    fixture : Fixture or None
+        What lays every picture as in a template; what is told here is of pictures so laid.
+    whole : Whole or None
+        What images are compared by as wholes, beside their patches.
     usual_score : float
         Of a patch of a good image: the median, over calibrating images, of their medians.
     grid : (gh, gw)
@@ -122,6 +152,8 @@ class Fitted:
     value_range: tuple[int, int] | None = None
     frame: Frame | None = None
     peaks: Calibration | None = None
+    fixture: Fixture | None = None
+    whole: Whole | None = None
     usual_score: float = 0.0
     history: tuple[Record, ...] = ()
     parameters: Mapping[str, Any] = field(default_factory=dict)
@@ -146,27 +178,30 @@ class Fitted:
         """From training image to its score as if it had not been there, for those that calibrate."""
         return dict(zip(self.train.calibrating.tolist(), self.train.scores.tolist(), strict=True))
 
-    def score(self, blocks: Iterable[tuple[np.ndarray, np.ndarray]], image_size: tuple[int, int]) -> ScoredRows:
-        """Score one image of `image_size` (height, width).
-
-        `blocks` are numbers (n,) of patches on the grid, with their reduced rows (n, q); patches in none do not count.
-        """
+    def score(self, image: Embedded) -> ScoredRows:
+        """Score one image. Patches in none of its blocks do not count."""
         on_grid = np.full(self.grid[0] * self.grid[1], np.nan, dtype=np.float32)
         found: list[np.ndarray] = []
         nearest, highest = None, -np.inf
-        for patches, reduced in blocks:
+        for patches, reduced in image.blocks(self.reduction):
             if isinstance(self.scorer, ExplainsByNeighbors) and len(self.origins):
                 patch_scores, bank_rows, distances = self.scorer.score_and_nearest(reduced)
                 worst = int(patch_scores.argmax())
                 if patch_scores[worst] > highest:
                     highest = patch_scores[worst]
-                    nearest = self._nearest(int(patches[worst]), image_size, bank_rows[worst], distances[worst])
+                    nearest = self._nearest(
+                        int(patches[worst]), image.original_size, bank_rows[worst], distances[worst]
+                    )
             else:
                 patch_scores = self.scorer.score(reduced)
             on_grid[patches] = patch_scores
             found.append(patch_scores)
         score = image_score(found[0] if len(found) == 1 else np.concatenate(found), self.top_share)
-        return ScoredRows(score, on_grid.reshape(self.grid), nearest)
+        whole_score = None
+        if self.whole is not None:
+            whole_score = self.whole.score(image.whole)
+            score = max(score, whole_score)
+        return ScoredRows(score, on_grid.reshape(self.grid), nearest, whole_score)
 
     def _nearest(self, patch: int, image_size: tuple[int, int], bank_row: int, distance: float) -> Nearest:
         train_image, train_patch = self.origins[bank_row].tolist()
@@ -174,9 +209,12 @@ class Fitted:
         return Nearest(
             box=self._box(patch, image_size),
             train_id=self.train.ids[train_image],
-            train_box=self._box(train_patch, (height, width)),
+            train_box=self._pose_of(train_image).box_undone(self._box(train_patch, (height, width)), (height, width)),
             distance=float(distance),
         )
+
+    def _pose_of(self, train_image: int) -> Pose:
+        return Pose() if self.train.poses is None else Pose(*self.train.poses[train_image].tolist())
 
     def _box(self, patch: int, size: tuple[int, int]) -> tuple[int, int, int, int]:
         """Pixels (left, top, right, bottom) of a patch of the grid in an image of `size` (height, width)."""

@@ -22,11 +22,13 @@ from anomalib_lite.embedding.streaming import Block, EmbeddedImage, Intake
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.fitted.duplicates import describe_groups, too_many_twins
-from anomalib_lite.fitted.folds import assign_folds, left_out
+from anomalib_lite.fitted.folds import left_out
 from anomalib_lite.fitted.groups import numbered
 from anomalib_lite.fitted.history import Record
 from anomalib_lite.fitted.roles import Roles
 from anomalib_lite.fitted.rows import FoldedRows, RowSelection, enlarged
+from anomalib_lite.fitted.whole import Whole, WholeVectors, brought_together, keep_worst, whole_folds
+from anomalib_lite.images.fixture import Fixture
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.locating.maps import peak
@@ -40,8 +42,6 @@ _SAMPLE_BYTES = 128 * 2**20
 _HELD_BYTES = 128 * 2**20
 # Images that the budget has room for, and patches of each that are looked at in any case.
 _LEAST_SAMPLED, _LEAST_ROWS = 8, 1024
-# At the global level a fold costs next to nothing, and more folds come closer to the final scorer.
-_GLOBAL_FOLDS = 10
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
 CalibrationKind = Literal["cross", "split"]
 
@@ -62,6 +62,9 @@ class Plan:
     groups : int (n,) of the images, or None: shots of one part are looked for
     value_range, frame : how the images were read and seen, kept in the result
     copies : times that every image is shown, with consecutive indices; the first is the image as it is
+    whole : whether images are compared as wholes too, beside their patches
+    fixture : by which the images are laid, and kept in the result
+    poses : gives turn and shifts (n, 3) of all images, when all is embedded; None without a fixture
     parameters : kept in the result, see `Fitted`
     embedder : gives what is kept of it in the result, when all is embedded
     """
@@ -76,8 +79,11 @@ class Plan:
     random_state: int = 0
     groups: np.ndarray | None = None
     copies: int = 1
+    whole: bool = False
     value_range: tuple[int, int] | None = None
     frame: Frame | None = None
+    fixture: Fixture | None = None
+    poses: Callable[[], np.ndarray] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Callable[[], Mapping[str, Any]] = dict
 
@@ -96,7 +102,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     intake = Intake()
     stream = intake.readable(embed(roles.learnt))
     scorer = plan.make_scorer()
-    least = _least(least_images(scorer), plan)
+    least = _least(max(least_images(scorer), 3 if plan.whole else 0), plan)
     sample, X, counts, grid = _first(stream, _SAMPLE_BYTES, least, roles)
     _require_enough(roles, sample, np.split(X, np.cumsum(counts)[:-1]), intake, least)
     reduction = plan.make_reduction(min(X.shape)).fit(X)
@@ -116,6 +122,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     )
     held: dict[int, list[Block]] = {}  # of images that calibrate, by index
     held_bytes = 0
+    wholes = WholeVectors(roles) if plan.whole else None
     for image in _emptying(sample, stream):
         holds = plan.calibration == "cross" and roles.calibrates(image.index) and held_bytes < _HELD_BYTES
         blocks: list[Block] = []
@@ -132,6 +139,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
                 blocks.append((numbers, rows))
                 held_bytes += rows.nbytes
         roles.see(image.index, image.whole)
+        if wholes is not None:
+            wholes.see(image.index, image.whole)
         if holds:
             held[image.index] = blocks
 
@@ -149,15 +158,19 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         for numbers, rows in blocks:
             found.append(unseen.score(rows))
             on_grid[numbers] = found[-1]
-        _keep_worst(train_scores, index // plan.copies, image_score(np.concatenate(found), plan.top_share))
+        keep_worst(train_scores, index // plan.copies, image_score(np.concatenate(found), plan.top_share))
         medians.append(float(np.nanmedian(on_grid)))
         highest = peak(on_grid.reshape(grid), plan.frame, intake.sizes[index])
-        peaks[index // plan.copies] = max(highest, peaks.get(index // plan.copies, highest))
+        keep_worst(peaks, index // plan.copies, highest)
 
+    gaussian = None if wholes is None else wholes.learn()
+    whole_scores: dict[int, float] = {}
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
             roles.see(image.index, image.whole)
             calibrate(scorer, image.blocks(reduction), image.index)
+            if gaussian is not None:
+                keep_worst(whole_scores, image.index // plan.copies, float(gaussian.score(image.whole[None])[0]))
         roles.put_twins_together()
     else:
         rest = [index for index in intake.sizes if roles.calibrates(index) and index not in held]
@@ -173,8 +186,14 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
                 calibrate(unseen, waiting.blocks(reduction), waiting.index)
                 waiting = next(again, None)
     del X
+    whole = None
+    if wholes is not None and gaussian is not None and train_scores:
+        if plan.calibration == "cross":
+            whole_scores = wholes.as_if_unseen()
+        whole = brought_together(gaussian, whole_scores, train_scores)
+        train_scores = {i: max(score, whole.brought(whole_scores[i])) for i, score in train_scores.items()}
     return _finished(
-        plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, peaks, medians
+        plan, ids, roles, intake, reduction, scorer, origins, (grid[0], grid[1]), train_scores, peaks, medians, whole
     )
 
 
@@ -213,16 +232,16 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     if plan.calibration == "split":
         for image in intake.readable(embed(roles.held_out)):
             roles.see(image.index, image.whole)
-            _keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.whole[None])[0]))
+            keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.whole[None])[0]))
         roles.put_twins_together()
     else:
         # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
-        fold = assign_folds(groups, _GLOBAL_FOLDS, random_state=plan.random_state)
+        fold = whole_folds(groups, plan.random_state)
         calibrating = np.array([roles.calibrates(i) for i in index.tolist()], dtype=bool)
         for number, unseen in left_out(make, X[rows], fold[rows], groups[rows], wanted=fold[calibrating]):
             mine = np.flatnonzero(calibrating & (fold == number))
             for i, score in zip(mine.tolist(), unseen.score(X[mine]).tolist(), strict=True):
-                _keep_worst(train_scores, int(index[i]) // plan.copies, score)
+                keep_worst(train_scores, int(index[i]) // plan.copies, score)
     origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
     return _finished(plan, ids, roles, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
 
@@ -255,6 +274,7 @@ def _finished(
     train_scores: dict[int, float],
     peaks: Mapping[int, float] | None = None,
     medians: Sequence[float] = (),
+    whole: Whole | None = None,
 ) -> Fitted:
     """Put the core together; `origins` (n, 2) are those of the rows the scorer was fitted on."""
     copies = plan.copies
@@ -280,6 +300,7 @@ def _finished(
         scores=scores,
         groups=numbered(roles.groups.tolist()),
         copies=copies,
+        poses=None if plan.poses is None else plan.poses(),
     )
     parts = roles.parts
     withheld = ""
@@ -302,6 +323,7 @@ def _finished(
         scorer=scorer,
         calibration=calibration,
         peaks=highest,
+        whole=whole,
         usual_score=float(np.median(medians)) if medians else 0.0,
         grid=grid,
         top_share=plan.top_share,
@@ -309,6 +331,7 @@ def _finished(
         train=train,
         value_range=plan.value_range,
         frame=plan.frame,
+        fixture=plan.fixture,
         history=(Record.of("fit", calibration, [ids[i * copies] for i in calibrating.tolist()]),),
         parameters=plan.parameters,
         embedder=plan.embedder(),
@@ -349,11 +372,6 @@ def _require_enough(
             f"the training images are all the same ({len(upright)} were compared); a detector learns from how good "
             "images vary, so give images of different parts"
         )
-
-
-def _keep_worst(scores: dict[int, float], number: int, score: float) -> None:
-    """Keep the largest score of the copies of an image."""
-    scores[number] = max(score, scores.get(number, score))
 
 
 def _roles(ids: Sequence[str], plan: Plan) -> Roles:

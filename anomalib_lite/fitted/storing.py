@@ -12,6 +12,8 @@ import numpy as np
 from anomalib_lite.fitted.calibration import Calibration
 from anomalib_lite.fitted.core import Fitted, TrainingImages
 from anomalib_lite.fitted.history import Record
+from anomalib_lite.fitted.whole import Whole
+from anomalib_lite.images.fixture import Fixture
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.scoring import SCORERS
@@ -51,6 +53,10 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
     arrays = {f"{part}.{key}": np.asarray(value) for part, state in parts.items() for key, value in state.items()}
     if fitted.peaks is not None:
         arrays |= {"peaks.scores": fitted.peaks.scores, "peaks.groups": fitted.peaks.groups}
+    if fitted.fixture is not None:
+        arrays |= {"fixture.template": fitted.fixture.template, "train.poses": np.asarray(fitted.train.poses)}
+    if fitted.whole is not None:
+        arrays |= {f"whole.{key}": value for key, value in fitted.whole.scorer.state().items()}
     if fitted.frame is not None and fitted.frame.region is not None:
         arrays["frame.region"] = fitted.frame.region.to_array()
     return arrays, {
@@ -64,6 +70,8 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "frame": None if fitted.frame is None else fitted.frame.to_dict(),
         "calibration": fitted.calibration.settings(),
         "peaks": None if fitted.peaks is None else fitted.peaks.settings(),
+        "fixture": None if fitted.fixture is None else fitted.fixture.to_dict(),
+        "whole": None if fitted.whole is None else fitted.whole.to_dict(),
         "history": [record.to_dict() for record in fitted.history],
         "train_ids": list(fitted.train.ids),
         "unreadable": [[entry.index, entry.id, entry.reason] for entry in fitted.train.unreadable],
@@ -92,6 +100,8 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         scorer=scorer,
         calibration=_calibration(_part(arrays, "calibration"), values["calibration"]),
         peaks=None if values["peaks"] is None else _calibration(_part(arrays, "peaks"), values["peaks"]),
+        fixture=None if values["fixture"] is None else Fixture.read(values["fixture"], arrays["fixture.template"]),
+        whole=None if values["whole"] is None else Whole.read(values["whole"], _part(arrays, "whole"), device=device),
         grid=(rows, columns),
         top_share=float(values["top_share"]),
         usual_score=_finite(values["usual_score"]),
@@ -122,7 +132,11 @@ def _training_images(state: Arrays, values: dict[str, Any]) -> TrainingImages:
     groups = state["groups"]
     if groups.dtype.kind != "i" or groups.shape != (n // copies,):
         raise ValueError("train.groups does not fit the training images")
-    return TrainingImages(tuple(ids), state["sizes"], unreadable, calibrating, state["scores"], groups, copies)
+    poses = None
+    if values["fixture"] is not None:
+        check_state(state, poses=f"{n} 3")
+        poses = state["poses"]
+    return TrainingImages(tuple(ids), state["sizes"], unreadable, calibrating, state["scores"], groups, copies, poses)
 
 
 def _calibration(state: Arrays, settings: dict[str, Any]) -> Calibration:

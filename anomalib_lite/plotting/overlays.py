@@ -67,7 +67,7 @@ def overlaid(scores: Scored, i: int, pixels: np.ndarray, *, in_place: bool = Fal
     """
     size = pixels.shape[0], pixels.shape[1]
     painted = pixels if in_place else np.empty_like(pixels)
-    _paint(painted, pixels, scores.map_bands(i, size), scores.map_scale, scores.looked_at(size))
+    _paint(painted, pixels, scores.map_bands(i, size), scores.map_scale, scores.looked_at(i, size))
     (height, width), pen = scores.image_sizes[i], max(1, round(min(size) / 320))
     for region in scores.regions(i):
         _outline(painted, region, (size[0] / height, size[1] / width), pen)
@@ -139,7 +139,7 @@ def plot_anomaly_map(scores: Scored, i: int, images: Any) -> Figure:
         # White on black can be seen on any ground.
         for colour, width in (("black", 2.4), ("white", 1.0)):
             right.contour(anomaly_map, levels=[scores.threshold], colors=colour, linewidths=width)
-    verdict = "alarm" if scores.alarms[i] else "good"
+    verdict = ("alarm as a whole" if scores.as_a_whole(i) else "alarm") if scores.alarms[i] else "good"
     left.set_title(shortened(scores.ids[i]), fontsize=TEXT, loc="left")
     right.set_title(f"{verdict}: score {scores.scores[i]:.3g}, p = {scores.p_values[i]:.3g}", fontsize=TEXT, loc="left")
     bar = figure.colorbar(_scale_mappable(*scores.map_scale), ax=right, shrink=0.8)

@@ -228,13 +228,16 @@ def _data(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> dict[str,
             "p": float(scores.p_values[i]),
             "pText": scores.p_text(i),
             "alarm": bool(scores.alarms[i]),
+            "whole": scores.as_a_whole(i),
             "thumbnail": base64.b64encode(pictures.get(i, b"")).decode(),
             "width": width,
             "height": height,
         }
         if scores.patch_scores is not None:
             patches = scores.patch_scores[i]
-            if not np.isfinite(patches).all():  # the page lays the grid over the picture, which has a part of it
+            if (
+                not np.isfinite(patches).all() or scores.poses is not None
+            ):  # the page lays the grid over the picture, which has a part of it
                 patches = scores.anomaly_map(i, patches.shape)
             heat = np.clip((patches - low) / max(high - low, 1e-12), 0, 1)
             found["map"] = base64.b64encode(np.round(255 * heat).astype(np.uint8).tobytes()).decode()
