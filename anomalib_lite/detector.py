@@ -11,7 +11,7 @@ import functools
 import inspect
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +23,7 @@ from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, Int
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
 from anomalib_lite.fitted import recalibration
+from anomalib_lite.fitted.adding import Addition, added, removed, require_bank
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
 from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
@@ -746,6 +747,81 @@ class Detector:
         for doubt in recalibration.doubts(self.fitted_, scores.scores, scores.ids):
             warnings.warn(doubt, stacklevel=2)
         return self._with(fitted)
+
+    def add(
+        self,
+        good: Any,
+        *,
+        groups: Groups | None = None,
+        calibrating: bool = True,
+        on_unreadable: OnUnreadable = "skip",
+        everything_is_good: bool = False,
+    ) -> Detector:
+        """The same detector that has learnt more good images, in the time that scoring them takes and a little more.
+
+        The bank grows within its budget, the PCA stays, and the images calibrate as they score by this detector, which
+        has not seen them; see `fitted.adding`.
+
+        Parameters
+        ----------
+        good : as for `fit`
+            Good images that were not learnt from.
+        calibrating : bool
+            Whether they are a fair sample of good images. False for those picked for their scores, such as false
+            alarms: those are learnt, and the threshold stays as it is.
+        groups, on_unreadable, everything_is_good : see `fit`
+
+        Warns
+        -----
+        UserWarning
+            As `recalibrate`, and if images vary otherwise than those that the PCA was learnt from.
+
+        Raises
+        ------
+        ValueError
+            If the scorer is not kNN or level="both", no image can be read, or groups do not match.
+        UnreadableImageError
+            With on_unreadable="raise".
+        """
+        fitted, embedder = self._fitted_and_embedder()
+        require_bank(fitted)
+        source, _ = open_training(
+            good,
+            replace(self.reading, value_range=fitted.value_range),
+            everything_is_good=everything_is_good,
+            variations=self.variations,
+            random_state=self.random_state,
+            workers=self.workers,
+        )
+        copies = source.copies if isinstance(source, VariedSource) else 1
+        numbers = None if groups is None else numbered(group_names(groups, source.ids[::copies]))
+        shown = source if fitted.fixture is None else RegisteredSource(source, fitted.fixture)
+        stream = embed_source(
+            embedder,
+            shown,
+            np.arange(len(source)),
+            on_unreadable=on_unreadable,
+            workers=self.workers,
+            progress="add" if self.progress else None,
+        )
+        addition = Addition(source.ids, numbers, copies, calibrating, self.random_state)
+        core = added(fitted, stream, addition)
+        if isinstance(shown, RegisteredSource) and fitted.train.poses is not None:
+            poses = np.concatenate([fitted.train.poses, shown.turns_and_shifts()])
+            core = replace(core, train=replace(core.train, poses=poses))
+        return self._with(core)
+
+    def remove(self, ids: Iterable[str]) -> Detector:
+        """The same detector without images that were bad after all, by their ids in `fitted_.train.ids`.
+
+        Where many are removed, or many are like them, fit again; see `fitted.adding.removed`.
+
+        Raises
+        ------
+        ValueError
+            If the scorer is not kNN or level="both", an id is unknown, or too little would be left.
+        """
+        return self._with(removed(self.fitted_, [ids] if isinstance(ids, str) else ids))
 
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""

@@ -18,7 +18,8 @@ class Record:
     Attributes
     ----------
     date : ISO 8601, in UTC
-    how : "fit", "replace" or "extend" (by fresh good images), "rate" or "threshold" (by hand)
+    how : "fit", "replace" or "extend" (by fresh good images), "add" or "remove" (of images learnt from), "rate" or
+        "threshold" (by hand)
     n_images, n_groups : that the threshold rests on by then
     ids : SHA-256 of the ids of the images that were added, one per line
     false_alarm_rate, threshold : that were set
