@@ -38,10 +38,8 @@ class TestAdd:
     def test_ranks_as_a_fit_on_all_does(self, detector, grown):
         everything = Detector(**SMALL).fit(parts(0, 48), groups="each")
         test = parts(100, 30) + parts(200, 30, "color")
-        gap = [
-            scores[30:].mean() - scores[:30].mean()
-            for scores in (one.score(test).scores for one in (grown, everything))
-        ]
+        found = [one.score(test).scores for one in (grown, everything)]
+        gap = [scores[30:].mean() - scores[:30].mean() for scores in found]
         assert gap[0] == pytest.approx(gap[1], rel=0.25)
         assert grown.n_train_ == everything.n_train_ == 48
 
@@ -122,7 +120,7 @@ class TestAdd:
         detector = Detector(**SMALL, level="global").fit(parts(0, 10), groups="each")
         grown = detector.add(parts(10, 5), groups="each")
         assert len(grown.fitted_.scorer.bank_) == 15
-        assert grown.score(parts(10, 5)).scores.max() < detector.score(parts(10, 5)).scores.min()
+        assert (grown.score(parts(10, 5)).scores < 0.6 * detector.score(parts(10, 5)).scores).all()
 
     def test_what_cannot_be_read_is_listed(self, detector, tmp_path):
         folder = named(tmp_path / "new", 500, 3)
@@ -152,7 +150,7 @@ class TestAdd:
     def test_who_keeps_no_bank(self, parameters):
         detector = Detector(**SMALL, **parameters).fit(parts(0, 8), groups="each")
         for change in (lambda: detector.add(parts(8, 2)), lambda: detector.remove(["image_0001"])):
-            with pytest.raises(ValueError, match="fit again|Fit again"):
+            with pytest.raises(ValueError, match=r"[Ff]it again"):
                 change()
 
     def test_before_a_fit(self):
