@@ -33,6 +33,8 @@ _HOME = {
     "Capability": "diagnosis.capability",
     "write_report": "report.page",
     "Scores": "results",
+    "Judge": "judging",
+    "Verdict": "judging",
     "Evaluation": "evaluation.result",
     "ModelFileError": "files.model_file",
     "UnreadableImageError": "images.reading",
@@ -58,6 +60,7 @@ __all__ = [
     "DBSCANScorer",
     "Detector",
     "Evaluation",
+    "Judge",
     "KMeansScorer",
     "KNNScorer",
     "LabelledDataError",
@@ -68,6 +71,7 @@ __all__ = [
     "SubspaceScorer",
     "UnreadableImageError",
     "Variations",
+    "Verdict",
     "WeightsError",
     "__version__",
     "capability",
@@ -100,6 +104,7 @@ if TYPE_CHECKING:
     from anomalib_lite.images.reading import UnreadableImageError
     from anomalib_lite.images.synthetic import make_metal_nut
     from anomalib_lite.images.variations import Variations
+    from anomalib_lite.judging import Judge, Verdict
     from anomalib_lite.report.page import write_report
     from anomalib_lite.results import Scores
     from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, SubspaceScorer, greedy_k_center

@@ -6,6 +6,7 @@ embedder.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import inspect
@@ -36,12 +37,14 @@ from anomalib_lite.images.foreground import estimate_foreground
 from anomalib_lite.images.framing import Frame, check_tiles, choose_frame, picture_sizes, typical_size
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.mvtec import refuse_labelled_root
-from anomalib_lite.images.reading import DEFAULT_READING, Reading
+from anomalib_lite.images.reading import DEFAULT_READING, Reading, UnreadableImageError
 from anomalib_lite.images.region import AUTO, Region, make_region, readable
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.sight import Sight
+from anomalib_lite.images.sources import ImageSource, ReadsReduced, open_source
 from anomalib_lite.images.texture import is_surface
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.judging import Channels, Judge, Verdict
 from anomalib_lite.locating.maps import peak
 from anomalib_lite.machine.integers import EngineName
 from anomalib_lite.opening import open_model
@@ -52,6 +55,8 @@ from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
 # Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
 _PATCH_COMPONENTS = 128
+# Training images that tell what a picture must show, and the side they are read at, at least.
+_SIGHTED, _SIGHTED_SIDE = 64, 512
 Quality = Literal["fast", "balanced", "best"]
 
 
@@ -259,6 +264,7 @@ class Detector:
         self._chosen: dict[str, Any] = chosen
         # The core and what embeds for it, bound together: a thread that scores during a refit sees the old or the new.
         self._learnt: tuple[Fitted, Embedder] | None = None
+        self._digest: tuple[Fitted, str] | None = None
         self._with_backbone = False
         self._region: Region | None = None  # of the model file it came from
         self.variations = variations
@@ -409,7 +415,8 @@ class Detector:
             embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
         )
         learn = fit_patches if embedder.level == "patch" else fit_global
-        self._learnt = learn(embed, source.ids, plan), embedder
+        core = learn(embed, source.ids, plan)
+        self._learnt = replace(core, sight=None if isinstance(source, EmbeddedSource) else _sight_of(upright)), embedder
         self._with_backbone = False
         found = describe_groups(self.fitted_.train.groups)
         if groups is None and (withheld := self.fitted_.calibration.withheld):
@@ -823,6 +830,48 @@ class Detector:
         """
         return self._with(removed(self.fitted_, [ids] if isinstance(ids, str) else ids))
 
+    def stream(self, frames: Iterable[Any], *, channels: Channels = "rgb") -> Iterator[Verdict]:
+        """Judge pictures as they come, one verdict each: for a camera in a loop of your own.
+
+        Parameters
+        ----------
+        frames : arrays (H, W) or (H, W, 3), paths or bytes, in the order they were taken
+            None, as OpenCV gives where grabbing failed, gets "no verdict".
+        channels : "rgb" or "bgr"
+            Order of the channels in arrays; OpenCV's is "bgr".
+
+        Yields
+        ------
+        Verdict
+            "no verdict" for what cannot be judged: unreadable, of another shape, black, saturated, blurred beyond what
+            the good ones were, or the same as the one before.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        ValueError
+            For an order of channels that there is not.
+
+        Examples
+        --------
+        >>> from anomalib_lite.images.synthetic import render_part
+        >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
+        >>> detector = Detector(image_size=64, false_alarm_rate=0.2).fit(parts[:10])
+        >>> [verdict.verdict for verdict in detector.stream([parts[10], None, np.zeros((64, 64, 3), np.uint8)])]
+        ['good', 'no verdict', 'no verdict']
+        """
+        judge = Judge(self, channels=channels)
+        return (judge.judge(frame, f"frame_{number:06d}") for number, frame in enumerate(frames))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that a file of it would hold but a backbone's weights: the same, the same scores."""
+        fitted = self.fitted_
+        if self._digest is None or self._digest[0] is not fitted:
+            self._digest = fitted, model_file.digest(*to_arrays(fitted))
+        return self._digest[1]
+
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""
         other = copy.copy(self)
@@ -950,6 +999,20 @@ class Detector:
         detector._learnt, detector._with_backbone = (fitted, embedder), with_backbone
         detector._region = None if fitted.frame is None else fitted.frame.region
         return detector
+
+
+def _sight_of(source: ImageSource) -> Sight | None:
+    """What a picture must show, from up to so many of those learnt from, evenly spread."""
+
+    def pictures() -> Iterator[np.ndarray]:
+        for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), _SIGHTED)).round().astype(int)).tolist():
+            with contextlib.suppress(UnreadableImageError):  # listed already
+                if isinstance(source, ReadsReduced):
+                    yield source.read_reduced(i, (_SIGHTED_SIDE, _SIGHTED_SIDE))[0]
+                else:
+                    yield source.read(i)
+
+    return Sight.learn(pictures())
 
 
 def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool = False, **parameters: Any) -> Detector:

@@ -17,6 +17,7 @@ FLOORS = [
     ["diagnosis", "supervised"],
     ["evaluation"],
     ["detector"],
+    ["judging"],
     ["results", "opening"],
     ["plotting", "fitted"],
     ["scoring", "embedding", "locating"],

@@ -53,6 +53,11 @@ def save_file(
     return write_atomically(Path(path), content)
 
 
+def digest(arrays: dict[str, np.ndarray], manifest: dict[str, Any]) -> str:
+    """SHA-256 of what a file of these would hold."""
+    return _checksum(json.dumps(manifest), {key: np.asarray(value, order="C") for key, value in arrays.items()})
+
+
 def load_file(path: str | os.PathLike[str], *, kind: str = DETECTOR) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Read arrays and manifest of a file written by `save_file`.
 

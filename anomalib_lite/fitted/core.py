@@ -19,6 +19,7 @@ from anomalib_lite.fitted.whole import Whole
 from anomalib_lite.images.fixture import Fixture, Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.sight import Sight
 from anomalib_lite.scoring import Scorer, image_score
 from anomalib_lite.scoring.base import ExplainsByNeighbors, read_only
 from anomalib_lite.scoring.reduction import Reduction
@@ -122,6 +123,8 @@ class Fitted:
         The same, of the highest value of every image's anomaly map; None at the global level.
     fixture : Fixture or None
         What lays every picture as in a template; what is told here is of pictures so laid.
+    sight : Sight or None
+        What a picture must show to be judged, for `judging`; changes no score.
     whole : Whole or None
         What images are compared by as wholes, beside their patches.
     usual_score : float
@@ -153,6 +156,7 @@ class Fitted:
     frame: Frame | None = None
     peaks: Calibration | None = None
     fixture: Fixture | None = None
+    sight: Sight | None = None
     whole: Whole | None = None
     usual_score: float = 0.0
     history: tuple[Record, ...] = ()

@@ -16,6 +16,7 @@ from anomalib_lite.fitted.whole import Whole
 from anomalib_lite.images.fixture import Fixture
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.images.sight import Sight
 from anomalib_lite.scoring import SCORERS
 from anomalib_lite.scoring.base import ExplainsByNeighbors, check_state
 from anomalib_lite.scoring.named import can_be_stored
@@ -71,6 +72,7 @@ def to_arrays(fitted: Fitted) -> tuple[Arrays, dict[str, Any]]:
         "calibration": fitted.calibration.settings(),
         "peaks": None if fitted.peaks is None else fitted.peaks.settings(),
         "fixture": None if fitted.fixture is None else fitted.fixture.to_dict(),
+        "sight": None if fitted.sight is None else fitted.sight.to_dict(),
         "whole": None if fitted.whole is None else fitted.whole.to_dict(),
         "history": [record.to_dict() for record in fitted.history],
         "train_ids": list(fitted.train.ids),
@@ -101,6 +103,7 @@ def from_arrays(arrays: Arrays, values: dict[str, Any], *, device: str = "auto")
         calibration=_calibration(_part(arrays, "calibration"), values["calibration"]),
         peaks=None if values["peaks"] is None else _calibration(_part(arrays, "peaks"), values["peaks"]),
         fixture=None if values["fixture"] is None else Fixture.read(values["fixture"], arrays["fixture.template"]),
+        sight=None if values["sight"] is None else Sight.read(values["sight"]),
         whole=None if values["whole"] is None else Whole.read(values["whole"], _part(arrays, "whole"), device=device),
         grid=(rows, columns),
         top_share=float(values["top_share"]),

@@ -1,0 +1,108 @@
+"""Whether a camera sees: pictures that are black, saturated, empty or blurred as no good one was are not to be judged.
+
+A picture that shows nothing says nothing of its part, and a line must not take it for a verdict. The limits come from
+good pictures: half way beyond the worst of them, in each figure. Pictures are looked at in grey, small, without noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+
+_SIDE = 256  # of the picture looked at, the shorter one, at most
+_WHITE = 250  # of 255: as bright as a sensor tells
+_LEAST_BRIGHT = 8.0  # of 255: darker than any picture that shows something
+_BEYOND = 0.5  # of what the worst good picture has, where less is meant; of what it lacks, where more is
+_DENOISED = 0.7  # standard deviation of the smoothing, in pixels of the picture looked at
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Limits for what a picture must show.
+
+    Attributes
+    ----------
+    brightest : grey value, of 255, that a hundredth of its pixels must exceed
+    saturated : share of its pixels that may be white, at most
+    contrast : standard deviation of its grey values, at least
+    sharpness : of its finest contours beside the coarser ones, at least
+    """
+
+    brightest: float
+    saturated: float
+    contrast: float
+    sharpness: float
+
+    @classmethod
+    def learn(cls, pictures: Iterable[np.ndarray]) -> Sight | None:
+        """The limits from good pictures uint8 (H, W, 3); None of none."""
+        figures = np.array([_figures(pixels) for pixels in pictures])
+        if not len(figures):
+            return None
+        darkest, _, flattest, softest = figures.min(axis=0).tolist()
+        whitest = float(figures[:, 1].max())
+        return cls(
+            brightest=max(_LEAST_BRIGHT, _BEYOND * darkest),
+            saturated=whitest + _BEYOND * (1 - whitest),
+            contrast=_BEYOND * flattest,
+            sharpness=_BEYOND * softest,
+        )
+
+    def fault(self, pixels: np.ndarray) -> str | None:
+        """What is wrong with a picture uint8 (H, W, 3), in words; None where it can be judged."""
+        brightest, saturated, contrast, sharpness = _figures(pixels)
+        if brightest < self.brightest:
+            return (
+                f"it is black: nearly nothing is brighter than {brightest:.0f} of 255, {self.brightest:.0f} is needed"
+            )
+        if saturated > self.saturated:
+            return (
+                f"it is saturated: {100 * saturated:.0f} % of it is white, {100 * self.saturated:.0f} % may be at most"
+            )
+        if contrast < self.contrast:
+            return f"it shows nothing: its grey values vary by {contrast:.1f} of 255, {self.contrast:.1f} is needed"
+        if sharpness < self.sharpness:
+            return f"it is blurred: its sharpness is {sharpness:.3f}, {self.sharpness:.3f} is needed"
+        return None
+
+    def to_dict(self) -> dict[str, float]:
+        """JSON-able."""
+        return asdict(self)
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Sight:
+        """The limits that `to_dict` told; ValueError if they are none."""
+        names = {entry.name for entry in fields(cls)}
+        if set(values) != names or not all(isinstance(v, float) and math.isfinite(v) for v in values.values()):
+            raise ValueError(f"{dict(values)!r:.200} are no limits for what a picture must show")
+        return cls(**values)
+
+
+def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
+    """Brightness of its hundredth brightest pixel, share of white ones, contrast, sharpness."""
+    height, width = pixels.shape[:2]
+    shrink = max(1.0, min(height, width) / _SIDE)
+    size = max(1, round(width / shrink)), max(1, round(height / shrink))
+    shown = Image.fromarray(pixels) if shrink == 1 else Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
+    grey = np.asarray(shown.convert("L"), dtype=np.float32)
+    return (
+        float(np.quantile(grey, 0.99)),
+        float((grey >= _WHITE).mean()),
+        float(grey.std()),
+        _sharpness(ndimage.gaussian_filter(grey, _DENOISED)),
+    )
+
+
+def _sharpness(grey: np.ndarray) -> float:
+    """How much of its contours is lost when it is blurred once more; sharp ones lose most (Crete et al., SPIE 2007)."""
+    steep = ndimage.gaussian_gradient_magnitude(grey, 0.5)
+    blurred = ndimage.gaussian_gradient_magnitude(ndimage.uniform_filter(grey, 5), 0.5)
+    strong = steep >= np.quantile(steep, 0.9)
+    total = float(steep[strong].sum())
+    return 1 - float(np.minimum(blurred[strong], steep[strong]).sum()) / total if total > 0 else 0.0
