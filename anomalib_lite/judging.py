@@ -146,8 +146,8 @@ class Judge:
         if self._one_shape is not None and not same_proportions((pixels.shape[0], pixels.shape[1]), self._one_shape):
             height, width = self._one_shape
             return (
-                f"it has {pixels.shape[0]} × {pixels.shape[1]} pixels (height × width), and what was learnt from has the "
-                f"proportions of {height} × {width}"
+                f"it has {pixels.shape[0]} × {pixels.shape[1]} pixels (height × width), and what was learnt from "
+                f"has the proportions of {height} × {width}"
             )
         sight = self.detector.fitted_.sight
         return None if sight is None else sight.fault(pixels)
