@@ -1,6 +1,7 @@
 """The command line: parses, calls the library, prints. Results go to stdout, progress and messages to stderr.
 
-Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input.
+Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input; of `watch --once`
+3 an alarm with --fail-on-alarm, 4 no verdict.
 """
 
 import io
@@ -13,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from anomalib_lite.flags import with_detector_flags
+from anomalib_lite.serving import commands
 
 app = typer.Typer(
     name="anomalib-lite",
@@ -169,6 +171,9 @@ def score(
     for image_id, note in scores.notes.items():
         typer.echo(f"note: {image_id}: {note}", err=True)
     _finish(scores.unreadable, strict)
+
+
+app.command()(commands.watch)
 
 
 @app.command()
@@ -415,7 +420,7 @@ def main() -> None:
     warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
     try:
         app()
-    except (ValueError, OSError, DownloadError) as error:
+    except (ValueError, OSError, ImportError, DownloadError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
 

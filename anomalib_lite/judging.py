@@ -59,10 +59,13 @@ class Verdict:
     time: str
     milliseconds: float
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
+    def to_dict(self, *, outlines: bool = False) -> dict[str, Any]:
+        """JSON-able; the outlines of regions, which make a line of ten thousand characters, if asked for."""
         values = {name: value for name, value in vars(self).items() if name != "regions"}
-        return {**values, "regions": [region.to_dict() for region in self.regions]}
+        regions = [region.to_dict() for region in self.regions]
+        if not outlines:
+            regions = [{name: value for name, value in region.items() if name != "outline"} for region in regions]
+        return {**values, "regions": regions}
 
 
 class Judging(Protocol):
@@ -84,6 +87,10 @@ class Judge:
     detector : Detector, fitted
     channels : "rgb" or "bgr"
         Order of the channels in arrays; OpenCV's is "bgr". Files tell their own.
+
+    Attributes
+    ----------
+    last : SHA-256 of the last picture that could be judged: one like it shows a frozen camera
     """
 
     def __init__(self, detector: Judging, *, channels: Channels = "rgb"):
@@ -91,7 +98,7 @@ class Judge:
             raise ValueError(f"channels={channels!r}; choose 'rgb' or 'bgr' (OpenCV's)")
         self.detector, self.channels = detector, channels
         self.model = detector.digest
-        self._last = ""
+        self.last = ""
         train = detector.fitted_.train
         shapes = train.sizes[train.sizes.all(axis=1)]
         frame = detector.fitted_.frame
@@ -112,7 +119,7 @@ class Judge:
         digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
         if fault := self._fault(pixels, digest):
             return self._none(name, fault, started, digest)
-        self._last = digest
+        self.last = digest
         scores = self.detector.score([pixels])
         if scores.unreadable:  # such as of a shape that a region of interest was not drawn for
             return self._none(name, scores.unreadable[0].reason, started, digest)
@@ -141,7 +148,7 @@ class Judge:
 
     def _fault(self, pixels: np.ndarray, digest: str) -> str | None:
         """What is wrong with a picture, so that it cannot be judged."""
-        if digest == self._last:
+        if digest == self.last:
             return "it is the same as the one before, to the last pixel: is the camera frozen?"
         if self._one_shape is not None and not same_proportions((pixels.shape[0], pixels.shape[1]), self._one_shape):
             height, width = self._one_shape

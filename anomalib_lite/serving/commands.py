@@ -1,0 +1,91 @@
+"""The commands for the line: they parse, call what is here, and print. Verdicts go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+ALARMS, NO_VERDICTS = 3, 4  # exit codes
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(help="folder in which pictures arrive")],
+    model: Annotated[Path, typer.Option("--model", "-m", help="model file written by fit")],
+    journal: Annotated[
+        Path | None, typer.Option(help="file of verdicts, a line of JSON each [default: FOLDER.verdicts.jsonl]")
+    ] = None,
+    move_to: Annotated[Path | None, typer.Option(help="move pictures to a folder in this one, by verdict")] = None,
+    webhook: Annotated[str | None, typer.Option(help="POST every verdict to this URL")] = None,
+    mqtt: Annotated[str | None, typer.Option(help="publish every verdict: mqtt://[user@]host[:port]/topic")] = None,
+    silence: Annotated[
+        float | None, typer.Option(help="write down 'no verdict' after so many seconds without a picture")
+    ] = None,
+    settle: Annotated[float, typer.Option(help="seconds for which a picture must not have changed")] = 0.1,
+    patience: Annotated[float, typer.Option(help="seconds, after which a half-written picture is unreadable")] = 5.0,
+    once: Annotated[bool, typer.Option("--once", help="judge what is there, and end")] = False,
+    fail_on_alarm: Annotated[
+        bool, typer.Option("--fail-on-alarm", help="exit with 3 on an alarm, with --once")
+    ] = False,
+    weights: Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="larger pictures get no verdict [default: as fitted]")] = None,
+) -> None:
+    """Judge pictures as they arrive in a folder, each once, whatever happens to the process.
+
+    With --once the exit code is 4 if there was no verdict on some picture, else 3 with --fail-on-alarm and an alarm.
+    """
+    from anomalib_lite.detector import Detector
+    from anomalib_lite.judging import Judge
+    from anomalib_lite.serving.delivery import Delivery, Mqtt, Receiver, Webhook
+    from anomalib_lite.serving.journal import Journal
+    from anomalib_lite.serving.watching import Watch
+
+    def complain(text: str) -> None:
+        typer.echo(f"warning: {text}", err=True)
+
+    receivers: list[Receiver] = []
+    if webhook is not None:
+        receivers.append(Webhook(webhook))
+    if mqtt is not None:
+        receivers.append(Mqtt(mqtt))
+    path = journal or folder.resolve().with_name(f"{folder.resolve().name}.verdicts.jsonl")
+    detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels).warm_up()
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Journal(path) as lines:
+        deliveries: list[Delivery] = []
+
+        def tell(entry: dict[str, Any]) -> None:
+            typer.echo(json.dumps(entry, ensure_ascii=False))
+            for delivery in deliveries:
+                delivery.tell()
+
+        watched = Watch(
+            folder,
+            Judge(detector),
+            lines,
+            settle=settle,
+            patience=patience,
+            move_to=move_to,
+            silence=silence,
+            tell=tell,
+            complain=complain,
+        )
+        deliveries += [Delivery(lines, receiver, complain) for receiver in receivers]
+        typer.echo(f"watching {folder}, verdicts go to {path}", err=True)
+        counts = watched.run(stop, once=once)
+        for delivery in deliveries:
+            if left := delivery.stop():
+                complain(f"{left} verdicts were not taken by {delivery.receiver.name}; they are told next time")
+    told = ", ".join(f"{number} {verdict}" for verdict, number in sorted(counts.items()))
+    typer.echo(f"{counts.total()} verdicts{told and ': ' + told}", err=True)
+    if once and counts["no verdict"]:
+        raise typer.Exit(NO_VERDICTS)
+    if once and fail_on_alarm and counts["alarm"]:
+        raise typer.Exit(ALARMS)
