@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import hashlib
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -44,6 +45,8 @@ class Verdict:
     picture : SHA-256 of its pixels, "" of one that cannot be read
     time : when it was judged, ISO 8601 in UTC
     milliseconds : how long it took, reading included
+    size : (height, width) of the picture, None of one that cannot be read
+    grid : float32 (gh, gw), scores of its patches, for those who draw it; not among what `to_dict` tells
     """
 
     id: str
@@ -58,14 +61,26 @@ class Verdict:
     picture: str
     time: str
     milliseconds: float
+    size: tuple[int, int] | None = None
+    grid: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def to_dict(self, *, outlines: bool = False) -> dict[str, Any]:
         """JSON-able; the outlines of regions, which make a line of ten thousand characters, if asked for."""
-        values = {name: value for name, value in vars(self).items() if name != "regions"}
+        values = {name: value for name, value in vars(self).items() if name not in ("regions", "grid")}
         regions = [region.to_dict() for region in self.regions]
         if not outlines:
             regions = [{name: value for name, value in region.items() if name != "outline"} for region in regions]
         return {**values, "regions": regions}
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture that was looked at: its pixels and their SHA-256, what keeps it from being judged, and since when."""
+
+    pixels: np.ndarray | None
+    digest: str
+    fault: str | None
+    started: float
 
 
 class Judging(Protocol):
@@ -107,49 +122,71 @@ class Judge:
 
     def judge(self, picture: Any, name: str) -> Verdict:
         """The verdict on a picture: a path, bytes, an array, or None where the camera gave nothing."""
+        seen = self.look(picture)
+        if seen.digest and seen.digest == self.last:
+            seen = replace(seen, fault="it is the same as the one before, to the last pixel: is the camera frozen?")
+        elif seen.fault is None:
+            self.last = seen.digest
+        return self.judge_all([seen], [name])[0]
+
+    def look(self, picture: Any) -> Seen:
+        """Read a picture, and find what keeps it from being judged; safe from any thread."""
         started = time.perf_counter()
         if picture is None:
-            return self._none(name, "the camera gave no picture", started)
+            return Seen(None, "", "the camera gave no picture", started)
         if self.channels == "bgr" and isinstance(picture, np.ndarray) and picture.ndim == 3 and picture.shape[2] >= 3:
             picture = np.concatenate([picture[..., 2::-1], picture[..., 3:]], axis=2)
         try:
             pixels = self.detector.open([picture]).read(0)
         except (UnreadableImageError, ValueError, TypeError) as error:
-            return self._none(name, f"it cannot be read: {error}", started)
+            return Seen(None, "", f"it cannot be read: {error}", started)
         digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-        if fault := self._fault(pixels, digest):
-            return self._none(name, fault, started, digest)
-        self.last = digest
-        scores = self.detector.score([pixels])
-        if scores.unreadable:  # such as of a shape that a region of interest was not drawn for
-            return self._none(name, scores.unreadable[0].reason, started, digest)
-        regions = [] if scores.patch_scores is None else scores.regions(0, max_regions=_MOST_REGIONS)
-        reason = "; ".join(scores.notes.values())
-        if scores.as_a_whole(0):
-            reason = "it is unlike the good ones as a whole"
+        return Seen(pixels, digest, self._fault(pixels), started)
+
+    def judge_all(self, seen: Sequence[Seen], names: Sequence[str]) -> list[Verdict]:
+        """The verdicts on pictures that were looked at, scored together; safe from any thread."""
+        to_score = [i for i, one in enumerate(seen) if one.fault is None]
+        scores = self.detector.score([seen[i].pixels for i in to_score]) if to_score else None
+        found: list[Verdict] = []
+        place = 0  # among the scores, which leave out what turned out to be unreadable
+        lost = {} if scores is None else {to_score[entry.index]: entry.reason for entry in scores.unreadable}
+        for i, (one, name) in enumerate(zip(seen, names, strict=True)):
+            if scores is None or one.fault is not None or i in lost:
+                found.append(self._none(name, one.fault or lost[i], one))
+                continue
+            found.append(self._scored(scores, place, name, one))
+            place += 1
+        return found
+
+    def _scored(self, scores: Scores, i: int, name: str, seen: Seen) -> Verdict:
+        alarms = scores.verdicts[i] == ALARM
+        regions = scores.regions(i, max_regions=_MOST_REGIONS) if alarms and scores.patch_scores is not None else []
+        reason = (
+            "it is unlike the good ones as a whole" if scores.as_a_whole(i) else scores.notes.get(scores.ids[i], "")
+        )
         return Verdict(
             id=name,
-            verdict=scores.verdicts[0],
+            verdict=scores.verdicts[i],
             reason=reason,
-            score=float(scores.scores[0]),
-            p_value=float(scores.p_values[0]),
+            score=float(scores.scores[i]),
+            p_value=float(scores.p_values[i]),
             threshold=scores.threshold,
             false_alarm_rate=scores.false_alarm_rate,
-            regions=tuple(regions) if scores.verdicts[0] == ALARM else (),
+            regions=tuple(regions),
             model=self.model,
-            picture=digest,
+            picture=seen.digest,
             time=_now(),
-            milliseconds=_since(started),
+            milliseconds=_since(seen.started),
+            size=scores.image_sizes[i],
+            grid=None if scores.patch_scores is None else scores.patch_scores[i],
         )
 
     def nothing(self, name: str, reason: str) -> Verdict:
         """The verdict where there is no picture to judge, such as for too long."""
-        return self._none(name, reason, time.perf_counter())
+        return self._none(name, reason, Seen(None, "", None, time.perf_counter()))
 
-    def _fault(self, pixels: np.ndarray, digest: str) -> str | None:
+    def _fault(self, pixels: np.ndarray) -> str | None:
         """What is wrong with a picture, so that it cannot be judged."""
-        if digest == self.last:
-            return "it is the same as the one before, to the last pixel: is the camera frozen?"
         if self._one_shape is not None and not same_proportions((pixels.shape[0], pixels.shape[1]), self._one_shape):
             height, width = self._one_shape
             return (
@@ -159,7 +196,7 @@ class Judge:
         sight = self.detector.fitted_.sight
         return None if sight is None else sight.fault(pixels)
 
-    def _none(self, name: str, reason: str, started: float, digest: str = "") -> Verdict:
+    def _none(self, name: str, reason: str, seen: Seen) -> Verdict:
         calibration = self.detector.fitted_.calibration
         return Verdict(
             id=name,
@@ -171,9 +208,10 @@ class Judge:
             false_alarm_rate=calibration.false_alarm_rate,
             regions=(),
             model=self.model,
-            picture=digest,
+            picture=seen.digest,
             time=_now(),
-            milliseconds=_since(started),
+            milliseconds=_since(seen.started),
+            size=None if seen.pixels is None else (seen.pixels.shape[0], seen.pixels.shape[1]),
         )
 
 
