@@ -174,6 +174,7 @@ def score(
 
 
 app.command()(commands.watch)
+app.command()(commands.serve)
 
 
 @app.command()

@@ -70,7 +70,7 @@ class Verdict:
         regions = [region.to_dict() for region in self.regions]
         if not outlines:
             regions = [{name: value for name, value in region.items() if name != "outline"} for region in regions]
-        return {**values, "regions": regions}
+        return {**values, "size": None if self.size is None else list(self.size), "regions": regions}
 
 
 @dataclass(frozen=True)

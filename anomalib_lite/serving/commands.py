@@ -89,3 +89,43 @@ def watch(
         raise typer.Exit(NO_VERDICTS)
     if once and fail_on_alarm and counts["alarm"]:
         raise typer.Exit(ALARMS)
+
+
+def serve(
+    folder: Annotated[Path, typer.Argument(help="the server's own folder: history, pictures and versions of models")],
+    model: Annotated[
+        list[str] | None, typer.Option("--model", "-m", help="NAME=FILE: a model by its part type; of a known one new")
+    ] = None,
+    host: Annotated[str, typer.Option(help="address to listen on; all but loopback need --tokens")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    tokens: Annotated[Path | None, typer.Option(help="file of tokens, a line each: NAME TOKEN")] = None,
+    keep_days: Annotated[float, typer.Option(help="days that pictures of parts that passed are kept")] = 30.0,
+    keep_gigabytes: Annotated[float, typer.Option(help="of all pictures; alarms are kept longest")] = 20.0,
+    queue_size: Annotated[int, typer.Option(help="pictures of a part type that may wait")] = 64,
+    largest_body: Annotated[int, typer.Option(help="bytes of a request")] = 64 << 20,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
+    max_pixels: Annotated[int | None, typer.Option(help="larger pictures get no verdict [default: as fitted]")] = None,
+) -> None:
+    """Serve models over HTTP, with a page that shows what happens and learns from what people say of it."""
+    from anomalib_lite.serving.app import Settings, is_loopback
+    from anomalib_lite.serving.server import open_lines, read_tokens, run
+
+    known = read_tokens(tokens)
+    if not known and not is_loopback(host):
+        raise ValueError(f"--host {host} can be reached from other machines: give --tokens, a file of NAME TOKEN lines")
+    given = {}
+    for text in model or []:
+        name, _, file = text.partition("=")
+        if not file:
+            raise ValueError(f"--model {text}: give NAME=FILE, such as nut=nut.safetensors")
+        given[name] = Path(file)
+    lines, history = open_lines(
+        folder,
+        given,
+        days=keep_days,
+        gigabytes=keep_gigabytes,
+        queue_size=queue_size,
+        load={"device": device, "max_pixels": max_pixels},
+    )
+    typer.echo(f"serving {', '.join(sorted(lines))} at http://{host}:{port}", err=True)
+    run(lines, history, Settings(tokens=known, largest_body=largest_body), host=host, port=port)

@@ -1,0 +1,321 @@
+"""Everything that was judged, and what people said of it, in SQLite (through SQLAlchemy).
+
+Every transaction is on the disk before anybody is told (write-ahead log, synchronous=FULL): a verdict that was
+acknowledged survives the process and the power.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
+from anomalib_lite.judging import Verdict
+from anomalib_lite.results import NO_VERDICT
+
+VERDICTS = (GOOD, LOOK_AGAIN, ALARM, NO_VERDICT)
+_MOST = 1000  # entries told at once
+
+PROPOSED, RELEASED, DISCARDED = "proposed", "released", "discarded"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One version of the model of a part type.
+
+    Attributes
+    ----------
+    part, number : of which part type, and which of its versions, from 1
+    digest : SHA-256 of the model, see `Detector.digest`
+    time : when it was made, ISO 8601 in UTC
+    state : "proposed", "released" or "discarded"
+    note : what it was made from, in words
+    """
+
+    part: str
+    number: int
+    digest: str
+    time: str
+    state: str
+    note: str
+
+
+class History:
+    """The history of a server.
+
+    Parameters
+    ----------
+    path : path of the SQLite file, made if it is not there
+
+    Raises
+    ------
+    ImportError
+        Without SQLAlchemy.
+    OSError
+        If the file cannot be opened, or is none.
+    """
+
+    def __init__(self, path: Path):
+        try:
+            import sqlalchemy as sql
+        except ImportError as error:
+            raise ImportError("serving needs more: pip install 'anomalib_lite[serve]'") from error
+        self.path, self._sql = path, sql
+        self._writing = threading.Lock()
+        metadata = sql.MetaData()
+        self._verdicts = sql.Table(
+            "verdicts",
+            metadata,
+            sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
+            sql.Column("part", sql.Text, nullable=False),
+            sql.Column("name", sql.Text, nullable=False),
+            sql.Column("lot", sql.Text, nullable=False),
+            sql.Column("camera", sql.Text, nullable=False),
+            sql.Column("time", sql.Text, nullable=False),
+            sql.Column("verdict", sql.Text, nullable=False),
+            sql.Column("reason", sql.Text, nullable=False),
+            sql.Column("score", sql.Float),
+            sql.Column("p_value", sql.Float),
+            sql.Column("threshold", sql.Float, nullable=False),
+            sql.Column("false_alarm_rate", sql.Float, nullable=False),
+            sql.Column("version", sql.Integer, nullable=False),
+            sql.Column("model", sql.Text, nullable=False),
+            sql.Column("picture", sql.Text, nullable=False),
+            sql.Column("height", sql.Integer),
+            sql.Column("width", sql.Integer),
+            sql.Column("milliseconds", sql.Float, nullable=False),
+            sql.Column("regions", sql.Text, nullable=False),
+            sql.Column("sampled", sql.Boolean, nullable=False),
+            sql.Column("good", sql.Boolean),  # what people said last; None: nothing
+            sql.Index("by_part", "part", "id"),
+            sqlite_autoincrement=True,
+        )
+        self._said = sql.Table(
+            "said",
+            metadata,
+            sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
+            sql.Column("verdict_id", sql.Integer, sql.ForeignKey("verdicts.id"), nullable=False, index=True),
+            sql.Column("time", sql.Text, nullable=False),
+            sql.Column("good", sql.Boolean),  # None: what was said before is taken back
+            sql.Column("kind", sql.Text, nullable=False),
+            sql.Column("note", sql.Text, nullable=False),
+            sql.Column("who", sql.Text, nullable=False),
+            sqlite_autoincrement=True,
+        )
+        self._versions = sql.Table(
+            "versions",
+            metadata,
+            sql.Column("part", sql.Text, primary_key=True),
+            sql.Column("number", sql.Integer, primary_key=True),
+            sql.Column("digest", sql.Text, nullable=False),
+            sql.Column("time", sql.Text, nullable=False),
+            sql.Column("state", sql.Text, nullable=False),
+            sql.Column("note", sql.Text, nullable=False),
+            sql.Column("current", sql.Boolean, nullable=False),
+        )
+        self._engine = sql.create_engine(f"sqlite:///{path}", connect_args={"timeout": 30})
+
+        @sql.event.listens_for(self._engine, "connect")
+        def _prepare(connection: Any, _: Any) -> None:
+            for setting in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+                connection.execute(f"PRAGMA {setting}")
+
+        try:
+            metadata.create_all(self._engine)
+        except sql.exc.DatabaseError as error:
+            raise OSError(f"{path} cannot be opened as a history: {error.orig}") from error
+
+    # ---------------------------------------------------------------- verdicts
+
+    def write(self, entries: Sequence[tuple[Verdict, Mapping[str, Any]]]) -> list[int]:
+        """Write verdicts down, with part, version, lot, camera and sampled of each; their ids, once on the disk.
+
+        Raises
+        ------
+        OSError
+            If they cannot be, such as for a full disk.
+        """
+        rows = []
+        for verdict, about in entries:
+            told = verdict.to_dict()
+            height, width = verdict.size or (None, None)
+            own = {name: told[name] for name in _OWN}
+            regions = json.dumps(told["regions"])
+            rows.append({**own, **about, "name": verdict.id, "height": height, "width": width, "regions": regions})
+        with self._transaction() as connection:
+            return [connection.execute(self._verdicts.insert().values(**row)).inserted_primary_key[0] for row in rows]
+
+    def entry(self, identity: int) -> dict[str, Any] | None:
+        """One verdict, with everything that was said of it; None if there is none of that id."""
+        with self._engine.connect() as connection:
+            row = connection.execute(self._verdicts.select().where(self._verdicts.c.id == identity)).first()
+            if row is None:
+                return None
+            said = connection.execute(
+                self._said.select().where(self._said.c.verdict_id == identity).order_by(self._said.c.id)
+            )
+            return {**_told(row), "said": [dict(one._mapping) for one in said]}
+
+    def entries(
+        self,
+        part: str,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        since: int | None = None,
+        to_look_at: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Verdicts of a part type, the latest first.
+
+        With `to_look_at` those that nobody has said anything of: alarms, the unsure, and the sample of passes.
+        """
+        table = self._verdicts
+        query = table.select().where(table.c.part == part)
+        if before is not None:
+            query = query.where(table.c.id < before)
+        if since is not None:
+            query = query.where(table.c.id > since)
+        if to_look_at:
+            query = query.where(table.c.good.is_(None)).where(
+                self._sql.or_(table.c.verdict.in_([ALARM, LOOK_AGAIN, NO_VERDICT]), table.c.sampled)
+            )
+        query = query.order_by(table.c.id.desc()).limit(max(0, min(limit, _MOST)))
+        with self._engine.connect() as connection:
+            return [_told(row) for row in connection.execute(query)]
+
+    def confirmed(self, part: str) -> list[dict[str, Any]]:
+        """Verdicts of a part type that people said something of, in their order."""
+        table = self._verdicts
+        query = table.select().where(table.c.part == part).where(table.c.good.is_not(None)).order_by(table.c.id)
+        with self._engine.connect() as connection:
+            return [_told(row) for row in connection.execute(query)]
+
+    def counts(self, part: str, *, version: int | None = None) -> dict[str, int]:
+        """How many of each verdict there were, by all versions or one."""
+        table, count = self._verdicts, self._sql.func.count()
+        query = self._sql.select(table.c.verdict, count).where(table.c.part == part).group_by(table.c.verdict)
+        if version is not None:
+            query = query.where(table.c.version == version)
+        with self._engine.connect() as connection:
+            found = dict(tuple(row) for row in connection.execute(query))
+        return {verdict: found.get(verdict, 0) for verdict in VERDICTS}
+
+    def all(
+        self, *, part: str | None = None, since: str | None = None, until: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Every verdict in its order, of a part type and between two times (ISO 8601), if these are given."""
+        table = self._verdicts
+        query = table.select().order_by(table.c.id)
+        for column, low, high in ((table.c.part, part, part), (table.c.time, since, until)):
+            query = query if low is None else query.where(column >= low)
+            query = query if high is None else query.where(column <= high)
+        with self._engine.connect() as connection:
+            for row in connection.execution_options(yield_per=_MOST).execute(query):
+                yield _told(row)
+
+    # ---------------------------------------------------------------- what people say
+
+    def say(self, identity: int, good: bool | None, *, kind: str = "", note: str = "", who: str = "") -> bool:
+        """Note what somebody said of a verdict: that the part was good, or bad, or (None) nothing after all.
+
+        False if there is no such verdict.
+        """
+        with self._transaction() as connection:
+            table = self._verdicts
+            changed = connection.execute(table.update().where(table.c.id == identity).values(good=good))
+            if not changed.rowcount:
+                return False
+            said = {"verdict_id": identity, "time": _now(), "good": good, "kind": kind, "note": note, "who": who}
+            connection.execute(self._said.insert().values(**said))
+            return True
+
+    # ---------------------------------------------------------------- versions
+
+    def add_version(self, part: str, digest: str, note: str, *, state: str = PROPOSED) -> Version:
+        """Write a new version of a part type's model down; the first is current at once."""
+        table = self._versions
+        with self._transaction() as connection:
+            last = connection.execute(
+                self._sql.select(self._sql.func.max(table.c.number)).where(table.c.part == part)
+            ).scalar()
+            version = Version(part, (last or 0) + 1, digest, _now(), state, note)
+            connection.execute(table.insert().values(**vars(version), current=last is None))
+            return version
+
+    def versions(self, part: str) -> list[Version]:
+        """All versions of a part type, the first first."""
+        table = self._versions
+        with self._engine.connect() as connection:
+            rows = connection.execute(table.select().where(table.c.part == part).order_by(table.c.number))
+            return [_version(row) for row in rows]
+
+    def current(self, part: str) -> Version | None:
+        """The version that judges."""
+        table = self._versions
+        with self._engine.connect() as connection:
+            row = connection.execute(table.select().where(table.c.part == part, table.c.current)).first()
+            return None if row is None else _version(row)
+
+    def release(self, part: str, number: int) -> None:
+        """Let a version judge from now on."""
+        self._set(part, number, RELEASED, current=True)
+
+    def discard(self, part: str, number: int) -> None:
+        """A version is not to judge."""
+        self._set(part, number, DISCARDED, current=False)
+
+    def _set(self, part: str, number: int, state: str, *, current: bool) -> None:
+        table = self._versions
+        with self._transaction() as connection:
+            if current:
+                connection.execute(table.update().where(table.c.part == part).values(current=False))
+            mine = (table.c.part == part) & (table.c.number == number)
+            connection.execute(table.update().where(mine).values(state=state, current=current))
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._engine.dispose()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Any]:
+        """One writer at a time; on the disk when it ends."""
+        try:
+            with self._writing, self._engine.begin() as connection:
+                yield connection
+        except self._sql.exc.DatabaseError as error:
+            raise OSError(f"{self.path}: {error.orig}") from error
+
+
+_OWN = (
+    "time",
+    "verdict",
+    "reason",
+    "score",
+    "p_value",
+    "threshold",
+    "false_alarm_rate",
+    "model",
+    "picture",
+    "milliseconds",
+)
+
+
+def _told(row: Any) -> dict[str, Any]:
+    values = dict(row._mapping)
+    return {**values, "regions": json.loads(values["regions"])}
+
+
+def _version(row: Any) -> Version:
+    values = dict(row._mapping)
+    del values["current"]
+    return Version(**values)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
