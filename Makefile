@@ -6,10 +6,14 @@ READY := $(VENV)/.ready
 
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest lint docs clean
+.PHONY: demo serve-demo test test-lowest lint docs clean
 
 demo: $(READY)
 	$(BIN)/anomalib-lite demo -o demo-output
+
+# Drawn parts before a simulated camera: open http://127.0.0.1:8000
+serve-demo: $(READY)
+	$(BIN)/anomalib-lite serve-demo serve-demo
 
 test: lint
 	$(BIN)/python -m pytest
@@ -41,4 +45,4 @@ $(READY): pyproject.toml
 	touch $(READY)
 
 clean:
-	rm -rf $(VENV) $(LOWEST) demo-output build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(LOWEST) demo-output serve-demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache

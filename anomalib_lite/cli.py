@@ -175,6 +175,8 @@ def score(
 
 app.command()(commands.watch)
 app.command()(commands.serve)
+app.command("serve-demo")(commands.serve_demo)
+app.command()(commands.history)
 
 
 @app.command()

@@ -139,7 +139,8 @@ class Judge:
         try:
             pixels = self.detector.open([picture]).read(0)
         except (UnreadableImageError, ValueError, TypeError) as error:
-            return Seen(None, "", f"it cannot be read: {error}", started)
+            text = str(error).removeprefix("image_0000: ")  # the name of an only one
+            return Seen(None, "", f"it cannot be read: {text}", started)
         digest = hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
         return Seen(pixels, digest, self._fault(pixels), started)
 

@@ -129,3 +129,61 @@ def serve(
     )
     typer.echo(f"serving {', '.join(sorted(lines))} at http://{host}:{port}", err=True)
     run(lines, history, Settings(tokens=known, largest_body=largest_body), host=host, port=port)
+
+
+def serve_demo(
+    folder: Annotated[Path, typer.Argument(help="folder of the demo's server")] = Path("serve-demo"),
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
+    seconds: Annotated[float, typer.Option(help="from part to part")] = 1.0,
+) -> None:
+    """Serve drawn parts before a simulated camera: open the page, and try it."""
+    from anomalib_lite.serving.app import Settings
+    from anomalib_lite.serving.demo import PART, Camera, demo_model
+    from anomalib_lite.serving.server import open_lines, run
+
+    typer.echo("drawing and learning good parts ..." if not (folder / "model.safetensors").exists() else "", err=True)
+    model = demo_model(folder / "model.safetensors")
+    # The page may have gone on to other versions since.
+    there = (folder / "server" / "models" / PART).is_dir()
+    lines, history = open_lines(folder / "server", {} if there else {PART: model})
+    address = f"http://127.0.0.1:{port}"
+    typer.echo(f"open {address} in a browser; Ctrl-C ends it", err=True)
+    camera = Camera(address, seconds, lambda text: typer.echo(f"warning: {text}", err=True))
+    try:
+        run(lines, history, Settings(), host="127.0.0.1", port=port)
+    finally:
+        camera.stop()
+
+
+def history(
+    folder: Annotated[Path, typer.Argument(help="the folder of a server")],
+    part: Annotated[str | None, typer.Option(help="of this part type alone")] = None,
+    since: Annotated[str | None, typer.Option(help="from this time on, such as 2026-11-28T06:00 (UTC)")] = None,
+    until: Annotated[str | None, typer.Option(help="up to this time")] = None,
+    by: Annotated[str, typer.Option(help="report by shift (eight hours from 6, 14 and 22 UTC), day or lot")] = "shift",
+    csv: Annotated[Path | None, typer.Option(help="write every verdict to this CSV file")] = None,
+    parquet: Annotated[Path | None, typer.Option(help="write every verdict to this Parquet file")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Report what a server has judged, by shift, day or lot, and export it; the server may run."""
+    from anomalib_lite.files.atomic import saved_to
+    from anomalib_lite.serving.history import History
+    from anomalib_lite.serving.reporting import as_text, export_csv, export_parquet, report
+
+    for file in (csv, parquet):
+        if file is not None:
+            saved_to(file)
+    path = folder / "history.sqlite"
+    if not path.is_file():
+        raise ValueError(f"{folder} has no history.sqlite: give the folder of a server")
+    known = History(path)
+    try:
+        chosen: dict[str, Any] = {"part": part, "since": since, "until": until}
+        if csv is not None:
+            export_csv(known.all(**chosen), csv)
+        if parquet is not None:
+            export_parquet(known.all(**chosen), parquet)
+        found = report(known.all(**chosen), by)
+    finally:
+        known.close()
+    typer.echo(json.dumps(found) if as_json else as_text(found, by))
