@@ -21,6 +21,7 @@ from anomalib_lite.images.proportions import same_proportions
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.locating.regions import DefectRegion
+from anomalib_lite.machine.threads import one_blas_thread
 from anomalib_lite.results import NO_VERDICT, Scores
 
 Channels = Literal["rgb", "bgr"]
@@ -146,6 +147,10 @@ class Judge:
 
     def judge_all(self, seen: Sequence[Seen], names: Sequence[str]) -> list[Verdict]:
         """The verdicts on pictures that were looked at, scored together; safe from any thread."""
+        with one_blas_thread():
+            return self._judged(seen, names)
+
+    def _judged(self, seen: Sequence[Seen], names: Sequence[str]) -> list[Verdict]:
         to_score = [i for i, one in enumerate(seen) if one.fault is None]
         scores = self.detector.score([seen[i].pixels for i in to_score]) if to_score else None
         found: list[Verdict] = []

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-_SIDE = 256  # of the picture looked at, the shorter one, at most
+_SIDE = 192  # of the picture looked at, the shorter one, at most
 _WHITE = 250  # of 255: as bright as a sensor tells
 _LEAST_BRIGHT = 8.0  # of 255: darker than any picture that shows something
 _BEYOND = 0.5  # of what the worst good picture has, where less is meant; of what it lacks, where more is
@@ -91,8 +91,10 @@ def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
     size = max(1, round(width / shrink)), max(1, round(height / shrink))
     shown = Image.fromarray(pixels) if shrink == 1 else Image.fromarray(pixels).resize(size, Image.Resampling.BOX)
     grey = np.asarray(shown.convert("L"), dtype=np.float32)
+    if min(grey.shape) < 2:  # a picture of one row has no contours to speak of
+        grey = np.pad(grey, [(0, 2 - min(2, side)) for side in grey.shape], mode="edge")
     return (
-        float(np.quantile(grey, 0.99)),
+        float(np.partition(grey, int(0.99 * (grey.size - 1)), axis=None)[int(0.99 * (grey.size - 1))]),
         float((grey >= _WHITE).mean()),
         float(grey.std()),
         _sharpness(ndimage.gaussian_filter(grey, _DENOISED)),
@@ -101,8 +103,13 @@ def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
 
 def _sharpness(grey: np.ndarray) -> float:
     """How much of its contours is lost when it is blurred once more; sharp ones lose most (Crete et al., SPIE 2007)."""
-    steep = ndimage.gaussian_gradient_magnitude(grey, 0.5)
-    blurred = ndimage.gaussian_gradient_magnitude(ndimage.uniform_filter(grey, 5), 0.5)
-    strong = steep >= np.quantile(steep, 0.9)
+    steep, blurred = _steepness(grey), _steepness(ndimage.uniform_filter(grey, 5))
+    strong = steep >= np.partition(steep, int(0.9 * steep.size))[int(0.9 * steep.size)]
     total = float(steep[strong].sum())
     return 1 - float(np.minimum(blurred[strong], steep[strong]).sum()) / total if total > 0 else 0.0
+
+
+def _steepness(grey: np.ndarray) -> np.ndarray:
+    """Lengths of the gradients, as a vector, but for the last row and column."""
+    down, right = grey[1:, :-1] - grey[:-1, :-1], grey[:-1, 1:] - grey[:-1, :-1]
+    return np.sqrt(down * down + right * right).ravel()

@@ -26,7 +26,7 @@ PART = "drawn-nut"
 _SIDE, _TRAINING = 256, 80
 _DEFECTIVE, _GREENER, _BLACK = 0.10, 0.08, 0.02
 _RATE = 0.05
-_GREEN = np.array([0.72, 1.08, 0.78])
+_GREEN = np.array([0.55, 1.12, 0.65])
 
 
 def demo_model(path: Path) -> Path:
