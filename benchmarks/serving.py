@@ -154,7 +154,7 @@ def kills(folder: Path, model: Path, paths: list[Path], times: int) -> None:
             while not ended.is_set():
                 try:
                     status, told = server.ask("POST", PATH, pictures[i % len(pictures)])
-                except OSError:
+                except (OSError, http.client.HTTPException):
                     return
                 if status == 200:
                     entry = json.loads(told)

@@ -10,6 +10,7 @@ import asyncio
 import hmac
 import io
 import ipaddress
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
@@ -249,7 +250,7 @@ def make_app(lines: Mapping[str, Line], history: History, settings: Settings | N
             "promised_rate": line.judge.detector.fitted_.calibration.guaranteed_rate,
             "waiting": line.waiting,
             "pictures_full": line.pictures.full,
-            "to_look_at": len(history.entries(part, limit=1000, to_look_at=True)),
+            "to_look_at": history.count_to_look_at(part),
             "drift": drifts[part].tell(),
         }
 
@@ -353,9 +354,14 @@ class _Drift:
             n_calibration=calibration.n, tolerated_defects=0.05, tied=tied_share(calibration.scores)
         )
         self._seen = 0
+        self._telling = threading.Lock()
 
     def tell(self) -> dict[str, Any]:
         """What it says by now, the latest verdicts included."""
+        with self._telling:
+            return self._told()
+
+    def _told(self) -> dict[str, Any]:
         new = self._history.entries(self._line.part, limit=1000, since=self._seen)
         for entry in reversed(new):
             if entry["version"] == self._line.version.number and entry["p_value"] is not None:
@@ -448,16 +454,16 @@ def _drawn(line: Line, entry: dict[str, Any], heat: bool, width: int) -> bytes |
     if content is None:
         return None
     try:
-        detector = line.detector(entry["version"])
-        pixels = detector.open([content]).read(0)
+        pixels = line.judge.detector.open([content]).read(0)
+        grid = line.pictures.grid(entry["id"]) if heat and entry["score"] is not None else None
+        fitted = None if grid is None else line.fitted(entry["version"])
     except (UnreadableImageError, KeyError):
         return None
     shrink = max(1.0, max(pixels.shape[:2]) / width)
     size = round(pixels.shape[1] / shrink), round(pixels.shape[0] / shrink)
     shown = np.array(Image.fromarray(pixels).resize(size, Image.Resampling.BOX)) if shrink > 1 else pixels
-    grid = line.pictures.grid(entry["id"]) if heat and entry["score"] is not None else None
-    if grid is not None:
-        fitted, threshold = detector.fitted_, entry["threshold"]
+    if grid is not None and fitted is not None:
+        threshold = entry["threshold"]
         scores = Scores(
             ids=[entry["name"]],
             scores=np.array([entry["score"]]),

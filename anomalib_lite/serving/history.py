@@ -94,6 +94,7 @@ class History:
             sql.Column("sampled", sql.Boolean, nullable=False),
             sql.Column("good", sql.Boolean),  # what people said last; None: nothing
             sql.Index("by_part", "part", "id"),
+            sql.Index("by_version", "part", "version", "verdict"),
             sqlite_autoincrement=True,
         )
         self._said = sql.Table(
@@ -182,12 +183,22 @@ class History:
         if since is not None:
             query = query.where(table.c.id > since)
         if to_look_at:
-            query = query.where(table.c.good.is_(None)).where(
-                self._sql.or_(table.c.verdict.in_([ALARM, LOOK_AGAIN, NO_VERDICT]), table.c.sampled)
-            )
+            query = query.where(self._to_look_at())
         query = query.order_by(table.c.id.desc()).limit(max(0, min(limit, _MOST)))
         with self._engine.connect() as connection:
             return [_told(row) for row in connection.execute(query)]
+
+    def count_to_look_at(self, part: str) -> int:
+        """How many verdicts of a part type somebody should look at."""
+        table = self._verdicts
+        query = self._sql.select(self._sql.func.count()).where(table.c.part == part).where(self._to_look_at())
+        with self._engine.connect() as connection:
+            return int(connection.execute(query).scalar() or 0)
+
+    def _to_look_at(self) -> Any:
+        table = self._verdicts
+        of_interest = self._sql.or_(table.c.verdict.in_([ALARM, LOOK_AGAIN, NO_VERDICT]), table.c.sampled)
+        return self._sql.and_(table.c.good.is_(None), of_interest)
 
     def confirmed(self, part: str) -> list[dict[str, Any]]:
         """Verdicts of a part type that people said something of, in their order."""

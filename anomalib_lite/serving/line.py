@@ -18,11 +18,13 @@ from typing import Any
 
 from anomalib_lite.detector import Detector
 from anomalib_lite.fitted.calibration import ALARM, GOOD
+from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.judging import Judge, Seen, Verdict
 from anomalib_lite.serving.history import RELEASED, History, Version
 from anomalib_lite.serving.pictures import Pictures
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_MOST_CORES = 4  # of earlier versions, in memory
 _SAMPLED = 0.02  # share of the passes that people are asked to look at, so that misses become visible
 
 
@@ -74,6 +76,7 @@ class Line:
         self._changing = threading.Lock()
         self._random = random.Random()
         self._last: dict[str, str] = {}  # of each camera the last picture
+        self._cores: dict[int, Fitted] = {}
         self.judge: Judge
         self.version: Version
         self._thread: threading.Thread | None = None
@@ -151,6 +154,22 @@ class Line:
         if number not in {version.number for version in self.history.versions(self.part)}:
             raise KeyError(number)
         return Detector.load(self._file(number), **self._load)
+
+    def fitted(self, number: int) -> Fitted:
+        """A version's core, for those who draw what it said; the last few are kept.
+
+        Raises
+        ------
+        KeyError
+            If there is no such version.
+        """
+        if number == self.version.number:
+            return self.judge.detector.fitted_
+        if number not in self._cores:
+            if len(self._cores) >= _MOST_CORES:
+                self._cores.clear()
+            self._cores[number] = self.detector(number).fitted_
+        return self._cores[number]
 
     def release(self, number: int) -> Version:
         """Let another version judge from now on, such as an earlier one.
