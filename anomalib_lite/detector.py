@@ -6,7 +6,6 @@ embedder.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import inspect
@@ -37,10 +36,10 @@ from anomalib_lite.images.foreground import estimate_foreground
 from anomalib_lite.images.framing import Frame, check_tiles, choose_frame, picture_sizes, typical_size
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.mvtec import refuse_labelled_root
-from anomalib_lite.images.reading import DEFAULT_READING, Reading, UnreadableImageError
+from anomalib_lite.images.reading import DEFAULT_READING, Reading
 from anomalib_lite.images.region import AUTO, Region, make_region, readable
-from anomalib_lite.images.sight import Sight
-from anomalib_lite.images.sources import ImageSource, ReadsReduced, open_source
+from anomalib_lite.images.sight import SightingSource
+from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.texture import is_surface
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import Variations, VariedSource
@@ -55,8 +54,6 @@ from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
 # Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
 _PATCH_COMPONENTS = 128
-# Training images that tell what a picture must show, and the side they are read at, at least.
-_SIGHTED, _SIGHTED_SIDE = 64, 512
 Quality = Literal["fast", "balanced", "best"]
 
 
@@ -374,10 +371,11 @@ class Detector:
         if self.quality == "best" and self._embedder.level == "patch" and not isinstance(source, EmbeddedSource):
             usual = _SURFACES if is_surface(source, workers=self.workers) else _PARTS
         fixture = self._fixture_for(source)
-        upright = source
-        if fixture is not None:
-            source = RegisteredSource(source, fixture)
-        embedder = self._embedder.uncalibrated().framed(self._frame_for(upright, source))
+        given = source
+        sighting = None if isinstance(source, EmbeddedSource) else SightingSource(source)
+        if sighting is not None:
+            source = sighting if fixture is None else RegisteredSource(sighting, fixture)
+        embedder = self._embedder.uncalibrated().framed(self._frame_for(given, source))
         if self._chosen["context"] == "auto":
             embedder = embedder.with_context(usual.context)
         if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
@@ -416,7 +414,7 @@ class Detector:
         )
         learn = fit_patches if embedder.level == "patch" else fit_global
         core = learn(embed, source.ids, plan)
-        self._learnt = replace(core, sight=None if isinstance(source, EmbeddedSource) else _sight_of(upright)), embedder
+        self._learnt = replace(core, sight=None if sighting is None else sighting.sight), embedder
         self._with_backbone = False
         found = describe_groups(self.fitted_.train.groups)
         if groups is None and (withheld := self.fitted_.calibration.withheld):
@@ -431,7 +429,7 @@ class Detector:
                 "different parts",
                 stacklevel=2,
             )
-        if notes := getattr(source, "notes", {}):
+        if notes := getattr(given, "notes", {}):
             named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])
             warnings.warn(f"{len(notes)} training images are not wholly shown: {named}", stacklevel=2)
         return self
@@ -856,9 +854,9 @@ class Detector:
         Examples
         --------
         >>> from anomalib_lite.images.synthetic import render_part
-        >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
-        >>> detector = Detector(image_size=64, false_alarm_rate=0.2).fit(parts[:10])
-        >>> [verdict.verdict for verdict in detector.stream([parts[10], None, np.zeros((64, 64, 3), np.uint8)])]
+        >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(21)]
+        >>> detector = Detector(image_size=64, false_alarm_rate=0.1).fit(parts[:20])
+        >>> [verdict.verdict for verdict in detector.stream([parts[20], None, np.zeros((64, 64, 3), np.uint8)])]
         ['good', 'no verdict', 'no verdict']
         """
         judge = Judge(self, channels=channels)
@@ -999,20 +997,6 @@ class Detector:
         detector._learnt, detector._with_backbone = (fitted, embedder), with_backbone
         detector._region = None if fitted.frame is None else fitted.frame.region
         return detector
-
-
-def _sight_of(source: ImageSource) -> Sight | None:
-    """What a picture must show, from up to so many of those learnt from, evenly spread."""
-
-    def pictures() -> Iterator[np.ndarray]:
-        for i in np.unique(np.linspace(0, len(source) - 1, min(len(source), _SIGHTED)).round().astype(int)).tolist():
-            with contextlib.suppress(UnreadableImageError):  # listed already
-                if isinstance(source, ReadsReduced):
-                    yield source.read_reduced(i, (_SIGHTED_SIDE, _SIGHTED_SIDE))[0]
-                else:
-                    yield source.read(i)
-
-    return Sight.learn(pictures())
 
 
 def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool = False, **parameters: Any) -> Detector:

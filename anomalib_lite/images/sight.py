@@ -7,7 +7,7 @@ good pictures: half way beyond the worst of them, in each figure. Pictures are l
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -15,6 +15,9 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from anomalib_lite.images.sources import ImageSource, ReadsReduced
+
+_LOOKED_AT = 64  # training pictures
 _SIDE = 192  # of the picture looked at, the shorter one, at most
 _WHITE = 250  # of 255: as bright as a sensor tells
 _LEAST_BRIGHT = 8.0  # of 255: darker than any picture that shows something
@@ -42,7 +45,11 @@ class Sight:
     @classmethod
     def learn(cls, pictures: Iterable[np.ndarray]) -> Sight | None:
         """The limits from good pictures uint8 (H, W, 3); None of none."""
-        figures = np.array([_figures(pixels) for pixels in pictures])
+        return cls._from([_figures(pixels) for pixels in pictures])
+
+    @classmethod
+    def _from(cls, found: Sequence[tuple[float, float, float, float]]) -> Sight | None:
+        figures = np.array(found)
         if not len(figures):
             return None
         darkest, _, flattest, softest = figures.min(axis=0).tolist()
@@ -82,6 +89,41 @@ class Sight:
         if set(values) != names or not all(isinstance(v, float) and math.isfinite(v) for v in values.values()):
             raise ValueError(f"{dict(values)!r:.200} are no limits for what a picture must show")
         return cls(**values)
+
+
+class SightingSource:
+    """An image source that looks at some of the pictures that are read from it anyway, evenly spread."""
+
+    def __init__(self, source: ImageSource):
+        self.source, self.ids = source, source.ids
+        picked = np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).round().astype(int)
+        self._picked = set(picked.tolist())
+        self._found: dict[int, tuple[float, float, float, float]] = {}
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def sight(self) -> Sight | None:
+        """The limits from what was read so far."""
+        return Sight._from([self._found[i] for i in sorted(self._found)])
+
+    def read(self, i: int) -> np.ndarray:
+        """Picture `i`."""
+        return self._seen(i, self.source.read(i))
+
+    def read_reduced(self, i: int, least: tuple[int, int]) -> tuple[np.ndarray, tuple[int, int]]:
+        """Picture `i`, see `ReadsReduced`."""
+        if isinstance(self.source, ReadsReduced):
+            pixels, original = self.source.read_reduced(i, least)
+            return self._seen(i, pixels), original
+        pixels = self.read(i)
+        return pixels, (pixels.shape[0], pixels.shape[1])
+
+    def _seen(self, i: int, pixels: np.ndarray) -> np.ndarray:
+        if i in self._picked and i not in self._found:
+            self._found[i] = _figures(pixels)
+        return pixels
 
 
 def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
