@@ -371,6 +371,7 @@ class TestVariations:
         keep = fitting.keep_worst
         monkeypatch.setattr(fitting, "keep_worst", lambda kept, *one: scored.append(one) or keep(kept, *one))
         detector = Detector(variations=Variations(brightness=0.3, draws=3), **SMALL).fit(train, groups="each")
+        scored = scored[::2]  # the others are the peaks of their maps
         assert sorted(number for number, _ in scored) == sorted(2 * list(range(12)))
         worst = {number: max(score for n, score in scored if n == number) for number in range(12)}
         assert detector.fitted_.train_scores == worst
