@@ -112,9 +112,9 @@ class Detector:
         and images of other proportions are unreadable.
     fixture : float, optional
         Lay every picture as in the first of the training images, by a shift and a turn of at most so many degrees
-        (0: by a shift alone), so that a region of interest, which is
-        drawn on that first one, stays on the part. One that cannot be registered
-        alarms, and `Scores.notes` has it. See `images.fixture`; needs the extra ``[fixture]``.
+        (0: by a shift alone), so that a region of interest, which is drawn on that first one, stays on the part. One
+        that cannot be registered alarms, and `Scores.notes` has it. See `images.fixture`; needs the extra
+        ``[fixture]``.
     pixel_size : float, optional
         Side of an image's pixel in millimetres: then regions have their area in square millimetres too.
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer

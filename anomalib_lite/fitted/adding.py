@@ -256,9 +256,7 @@ def _distinct(ids: Sequence[str], taken: Iterable[str]) -> list[str]:
 
 
 def _extended(old: Calibration, values: np.ndarray, groups: np.ndarray) -> Calibration:
-    return replace(
-        old, scores=np.append(old.scores, values), groups=np.append(old.groups, groups), exact=False, fixed=old.fixed
-    )
+    return replace(old, scores=np.append(old.scores, values), groups=np.append(old.groups, groups), exact=False)
 
 
 def _shortened(old: Calibration, groups: np.ndarray, scores: np.ndarray | None = None) -> Calibration:
