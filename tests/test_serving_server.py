@@ -147,6 +147,15 @@ class TestScore:
             assert set(taken) == {200}
         history.close()
 
+    def test_who_gives_up_waiting_does_not_stop_the_line(self, client, opened):
+        line = opened[0]["nut"]
+        with line._changing:
+            told = [line.submit(encoded(part(50 + i))) for i in range(3)]
+            told[1].cancel()
+            told[2].cancel()
+        told[0].result(20)
+        assert score(client, part(53)).status_code == 200
+
     def test_what_cannot_be_written_down_is_no_verdict(self, client, opened, monkeypatch):
         _, history = opened
 
@@ -361,6 +370,8 @@ class TestWhoIsLetIn:
                 yield b"x" * 1000
 
         assert client.post("/v1/models/nut/score", content=without_length()).status_code == 413
+        assert client.post("/v1/verdicts/1/said", content=without_length()).status_code == 411
+        assert client.post("/v1/verdicts/1/said", content=b"x" * 70_000).status_code == 413
 
     def test_what_the_page_may_load(self, client):
         answer = client.get("/")

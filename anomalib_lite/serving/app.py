@@ -40,6 +40,7 @@ except ImportError as error:
 
 _MOST_IN_A_BATCH = 64
 _RECENT = 50
+_LARGEST_WORDS = 1 << 16  # bytes of a request that brings no picture
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
@@ -397,9 +398,13 @@ def _unwelcome(request: Request, settings: Settings) -> tuple[int, str, str] | N
     origin = request.headers.get("origin")
     if origin is not None and origin.split("://")[-1] != host:
         return 403, "pages of other servers may not ask this one", "origin"
-    length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > settings.largest_body:
-        return 413, f"the body is larger than {settings.largest_body} bytes", "size"
+    takes_pictures = request.url.path.endswith("/score")
+    length = request.headers.get("content-length")
+    if length is None and not takes_pictures and "transfer-encoding" in request.headers:
+        return 411, "tell the length of the body", "size"
+    most = settings.largest_body if takes_pictures else _LARGEST_WORDS
+    if length is not None and (not length.isdigit() or int(length) > most):
+        return 413, f"the body is larger than {most} bytes", "size"
     if not settings.tokens:
         if host.rsplit(":", 1)[0] not in settings.hosts and host not in settings.hosts:
             return 403, "this server is called by another name", "host"

@@ -208,7 +208,8 @@ class Line:
                     except queue.Empty:
                         break
                 ended = some[-1] is None
-                batch = [one for one in some if one is not None]
+                # Of those who have given up waiting nobody is to be told; from here on they cannot.
+                batch = [one for one in some if one is not None and one.told.set_running_or_notify_cancel()]
                 if batch:
                     self._judge(batch, judge, version)
 
