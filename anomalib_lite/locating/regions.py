@@ -84,14 +84,14 @@ def find_regions(
     high = (anomaly_map > usual + _SHARE * (near - usual)) & (near > threshold)
     labels, count = ndimage.label(high)
     numbers = np.arange(1, count + 1)
-    peaks = np.asarray(ndimage.maximum(anomaly_map, labels, numbers))
+    boxes = ndimage.find_objects(labels)
+    peaks = np.array([anomaly_map[box][labels[box] == i].max() for i, box in enumerate(boxes, start=1)])
     height, width = anomaly_map.shape
     scale = (1.0, 1.0) if size is None else (size[0] / height, size[1] / width)
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:] * (scale[0] * scale[1])
     units = areas if pixel_size is None else areas * pixel_size**2
     kept = numbers[(peaks > threshold) & (units >= min_area)]
     kept = kept[np.argsort(-peaks[kept - 1], kind="stable")][:max_regions]
-    boxes = ndimage.find_objects(labels)
     found = []
     for place, number in enumerate(kept.tolist(), start=1):
         box = boxes[number - 1]
@@ -121,11 +121,8 @@ def _outline(inside: np.ndarray, corner: tuple[int, int], scale: tuple[float, fl
     padded = np.pad(inside, 1).astype(np.float32)
     rings: Sequence[np.ndarray] = contourpy.contour_generator(z=padded).lines(0.5)  # type: ignore[assignment]
     # The middle of the first pixel lies at 1 in what is padded, and at half a pixel in the image.
-    placed = [
-        tuple(_rounded((x - 0.5 + corner[1]) * scale[1], (y - 0.5 + corner[0]) * scale[0]) for x, y in ring.tolist())
-        for ring in rings
-    ]
-    return tuple(sorted(placed, key=_extent, reverse=True))
+    placed = [np.round((ring - 0.5 + corner[::-1]) * scale[::-1], 1).tolist() for ring in rings]
+    return tuple(sorted((tuple((x, y) for x, y in ring) for ring in placed), key=_extent, reverse=True))
 
 
 def _extent(ring: Ring) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +54,17 @@ def limit_threads() -> None:
 
     if not os.environ.get("OMP_NUM_THREADS") and torch.get_num_threads() > usable_cores():
         torch.set_num_threads(usable_cores())
+
+
+@lru_cache(maxsize=1)
+def computing() -> ThreadPoolExecutor:
+    """The one thread of a server that networks run in.
+
+    Each thread that asks torch for something gets helpers of its own, and as soon as there are more of them than cores
+    they sleep instead of waiting awake: one picture of metal_nut takes 18 ms in a second thread, 14 in the only one
+    (two cores).
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix="anomalib_lite-computing")
 
 
 def _ancestors(name: str) -> list[str]:

@@ -150,7 +150,8 @@ class History:
             regions = json.dumps(told["regions"])
             rows.append({**own, **about, "name": verdict.id, "height": height, "width": width, "regions": regions})
         with self._transaction() as connection:
-            return [connection.execute(self._verdicts.insert().values(**row)).inserted_primary_key[0] for row in rows]
+            insert = self._verdicts.insert().returning(self._verdicts.c.id, sort_by_parameter_order=True)
+            return list(connection.execute(insert, rows).scalars())
 
     def entry(self, identity: int) -> dict[str, Any] | None:
         """One verdict, with everything that was said of it; None if there is none of that id."""

@@ -1,7 +1,8 @@
 """A part type on a server: its versions, the one that judges, and the queue of pictures before it.
 
 Pictures that wait are scored together (micro-batching), their verdicts are written down, and only then is anybody told.
-Whatever changes the version that judges does so between two batches.
+While one batch is written down the next is scored. Whatever changes the version that judges does so between two
+batches.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from anomalib_lite.detector import Detector
 from anomalib_lite.fitted.calibration import ALARM, GOOD
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.judging import Judge, Seen, Verdict
+from anomalib_lite.machine.threads import computing
 from anomalib_lite.serving.history import RELEASED, History, Version
 from anomalib_lite.serving.pictures import Pictures
 
@@ -39,6 +41,13 @@ class _Waiting:
     content: bytes
     about: dict[str, Any]
     told: Future[tuple[int, Verdict]]
+
+
+@dataclass(frozen=True)
+class _Judged:
+    batch: list[_Waiting]
+    verdicts: list[Verdict]
+    version: int
 
 
 class Line:
@@ -73,13 +82,14 @@ class Line:
         self.part, self.folder, self.history, self.pictures = part, folder, history, pictures
         self._load = dict(load or {})
         self._queue: queue.Queue[_Waiting | None] = queue.Queue(queue_size)
+        self._judged: queue.Queue[_Judged | None] = queue.Queue(1)
         self._changing = threading.Lock()
         self._random = random.Random()
         self._last: dict[str, str] = {}  # of each camera the last picture
         self._cores: dict[int, Fitted] = {}
         self.judge: Judge
         self.version: Version
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
 
     def add_model(self, model: Path | Detector, note: str, *, state: str = RELEASED) -> Version:
         """Take a model in as a new version; the first one judges."""
@@ -103,15 +113,17 @@ class Line:
         if version is None:
             raise ValueError(f"{self.part} has no model yet; give one")
         self._take(version)
-        self._thread = threading.Thread(target=self._run, name=f"anomalib_lite-{self.part}", daemon=True)
-        self._thread.start()
+        for work in (self._judge, self._write):
+            name = f"anomalib_lite-{self.part}-{work.__name__}"
+            self._threads.append(threading.Thread(target=work, name=name, daemon=True))
+            self._threads[-1].start()
 
     def stop(self) -> None:
         """Judge what waits, and end."""
-        if self._thread is not None:
+        if self._threads:
             self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+        while self._threads:
+            self._threads.pop().join()
 
     @property
     def waiting(self) -> int:
@@ -153,7 +165,7 @@ class Line:
             return detector
         if number not in {version.number for version in self.history.versions(self.part)}:
             raise KeyError(number)
-        return Detector.load(self._file(number), **self._load)
+        return self._loaded(number)
 
     def fitted(self, number: int) -> Fitted:
         """A version's core, for those who draw what it said; the last few are kept.
@@ -188,14 +200,17 @@ class Line:
         return version
 
     def _take(self, version: Version, detector: Detector | None = None) -> None:
-        detector = detector or Detector.load(self._file(version.number), **self._load)
-        judge = Judge(detector.warm_up())
+        detector = detector or self._loaded(version.number)
+        judge = Judge(computing().submit(detector.warm_up).result())
         self.judge, self.version = judge, version
+
+    def _loaded(self, number: int) -> Detector:
+        return computing().submit(Detector.load, self._file(number), **self._load).result()
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number}.safetensors"
 
-    def _run(self) -> None:
+    def _judge(self) -> None:
         ended = False
         while not ended:
             some = [self._queue.get()]
@@ -210,26 +225,36 @@ class Line:
                 ended = some[-1] is None
                 # Of those who have given up waiting nobody is to be told; from here on they cannot.
                 batch = [one for one in some if one is not None and one.told.set_running_or_notify_cancel()]
-                if batch:
-                    self._judge(batch, judge, version)
+                if not batch:
+                    continue
+                try:
+                    seen = [self._not_frozen(one) for one in batch]
+                    names = [one.name for one in batch]
+                    verdicts = computing().submit(judge.judge_all, seen, names).result()
+                except Exception as error:  # whatever it is, those who wait are told, and the next ones are judged
+                    for one in batch:
+                        one.told.set_exception(error)
+                    continue
+            self._judged.put(_Judged(batch, verdicts, version.number))
+        self._judged.put(None)
 
-    def _judge(self, batch: list[_Waiting], judge: Judge, version: Version) -> None:
-        try:
-            seen = [self._not_frozen(one) for one in batch]
-            verdicts = judge.judge_all(seen, [one.name for one in batch])
-            entries = []
-            for one, verdict in zip(batch, verdicts, strict=True):
-                sampled = verdict.verdict == GOOD and self._random.random() < _SAMPLED
-                entries.append((verdict, {**one.about, "version": version.number, "sampled": sampled}))
-            identities = self.history.write(entries)
-        except Exception as error:  # whatever it is, those who wait are told, and the next ones are judged
-            for one in batch:
-                one.told.set_exception(error)
-            return
-        for one, verdict, identity in zip(batch, verdicts, identities, strict=True):
-            self.pictures.keep(identity, one.content, verdict.grid, alarm=verdict.verdict == ALARM)
-            one.told.set_result((identity, verdict))
-        self.pictures.sweep()
+    def _write(self) -> None:
+        while (judged := self._judged.get()) is not None:
+            batch, verdicts = judged.batch, judged.verdicts
+            try:
+                entries = []
+                for one, verdict in zip(batch, verdicts, strict=True):
+                    sampled = verdict.verdict == GOOD and self._random.random() < _SAMPLED
+                    entries.append((verdict, {**one.about, "version": judged.version, "sampled": sampled}))
+                identities = self.history.write(entries)
+            except Exception as error:  # as above
+                for one in batch:
+                    one.told.set_exception(error)
+                continue
+            for one, verdict, identity in zip(batch, verdicts, identities, strict=True):
+                self.pictures.keep(identity, one.content, verdict.grid, alarm=verdict.verdict == ALARM)
+                one.told.set_result((identity, verdict))
+            self.pictures.sweep()
 
     def _not_frozen(self, one: _Waiting) -> Seen:
         camera, seen = one.about["camera"], one.seen

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_lite.detector import Detector
+from anomalib_lite.machine.threads import computing
 from anomalib_lite.serving.history import History
 from anomalib_lite.serving.line import Line
 from anomalib_lite.serving.pictures import Pictures, private_folder
@@ -39,7 +40,9 @@ def open_lines(
     FileNotFoundError, ModelFileError
         See `Detector.load`.
     """
-    detectors = {part: Detector.load(path, **(load or {})) for part, path in models.items()}
+    detectors = {
+        part: computing().submit(Detector.load, path, **(load or {})).result() for part, path in models.items()
+    }
     private_folder(folder)
     history = History(folder / "history.sqlite")
     pictures = Pictures(private_folder(folder / "pictures"), days, gigabytes)
