@@ -12,10 +12,10 @@ PACKAGE = Path(anomalib_lite.__file__).parent
 # What stands higher may import what stands lower, and never the other way round: lazy and type-only imports counted.
 FLOORS = [
     ["cli"],
-    ["demo", "pretraining", "flags", "doctor", "serving"],
+    ["demo", "pretraining", "doctor", "serving"],
     ["report", "comparison"],
     ["diagnosis", "supervised"],
-    ["evaluation"],
+    ["evaluation", "flags"],
     ["detector"],
     ["judging", "detecting"],
     ["results"],
