@@ -106,6 +106,7 @@ class Parameters:
             raise ValueError(f"pixel_size={self.pixel_size} is the side of an image's pixel in millimetres, above 0")
         if self.bits is not None and (self.value_range not in ("auto", None) or not 1 <= self.bits <= 32):
             raise ValueError(f"bits={self.bits}, value_range={self.value_range}: give one of them, bits from 1 to 32")
+        _ = self.reading  # which checks the range
 
     @property
     def embedded_at(self) -> Level:
