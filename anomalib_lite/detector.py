@@ -1,7 +1,7 @@
 """The detector: parameters, an embedder, and after a fit the fitted core. Images in, `Scores` out.
 
-`fit`, `score`, the command line and the benchmarks all go through `Detector`. There is one preprocessing, in the
-embedder.
+`fit`, `score`, the command line and the benchmarks all go through `Detector`. What its methods do lies in `detecting/`;
+here stand what they are called and what they promise.
 """
 
 from __future__ import annotations
@@ -10,65 +10,44 @@ import copy
 import functools
 import inspect
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from anomalib_lite.detecting.laying import seen_as
+from anomalib_lite.detecting.learning import learn
+from anomalib_lite.detecting.making import made_of
+from anomalib_lite.detecting.opening import open_model
+from anomalib_lite.detecting.parameters import Parameters
+from anomalib_lite.detecting.quality import Quality
+from anomalib_lite.detecting.renewing import grown, recalibrated
+from anomalib_lite.detecting.scoring import open_like_fitted, score_images
 from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
-from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, Intake, OnUnreadable, embed_source
+from anomalib_lite.embedding.streaming import OnUnreadable
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
 from anomalib_lite.fitted import recalibration
-from anomalib_lite.fitted.adding import Addition, added, removed, require_bank
-from anomalib_lite.fitted.core import Fitted, ScoredRows
-from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
-from anomalib_lite.fitted.fitting import CalibrationKind, Plan, fit_global, fit_patches
-from anomalib_lite.fitted.groups import Groups, group_names, group_numbers, numbered
-from anomalib_lite.fitted.rows import RowSelection
+from anomalib_lite.fitted.adding import removed
+from anomalib_lite.fitted.core import Fitted
+from anomalib_lite.fitted.fitting import CalibrationKind
+from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.fitted.storing import to_arrays
-from anomalib_lite.fitted.whole import BOTH
-from anomalib_lite.images.fixture import Fixture, RegisteredSource, check_turn, make_fixture
-from anomalib_lite.images.foreground import estimate_foreground
-from anomalib_lite.images.framing import Frame, check_tiles, choose_frame, picture_sizes, typical_size
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.mvtec import refuse_labelled_root
-from anomalib_lite.images.reading import DEFAULT_READING, Reading
-from anomalib_lite.images.region import AUTO, Region, make_region, readable
-from anomalib_lite.images.sight import SightingSource
-from anomalib_lite.images.sources import ImageSource, open_source
-from anomalib_lite.images.texture import is_surface
-from anomalib_lite.images.training import open_training
-from anomalib_lite.images.variations import Variations, VariedSource
+from anomalib_lite.images.reading import DEFAULT_READING
+from anomalib_lite.images.region import Region
+from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.variations import Variations
 from anomalib_lite.judging import Channels, Judge, Verdict
-from anomalib_lite.locating.maps import peak
 from anomalib_lite.machine.integers import EngineName
-from anomalib_lite.opening import open_model
 from anomalib_lite.results import Scores
-from anomalib_lite.scoring import Scorer, ScorerName, make_scorer
+from anomalib_lite.scoring import Scorer, ScorerName
 from anomalib_lite.scoring.knn import Selection
-from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
-# Dimensions of patch vectors after PCA: 95 % of the variance of ResNet18's on metal_nut, 99 % on bottle.
-_PATCH_COMPONENTS = 128
-Quality = Literal["fast", "balanced", "best"]
-
-
-_MOST_PIXELS: dict[Quality, int] = {"fast": 256, "balanced": 384, "best": 384}  # of the shorter side
-
-
-class _Usual(NamedTuple):
-    """What stands where nothing is chosen."""
-
-    context: float
-    top_share: float
-
-
-# Chosen once for all, looking at the labels of the sets in docs/benchmarks.md.
-_PARTS, _SURFACES = _Usual(0.0, 0.01), _Usual(1.5, 0.02)
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Detector:
@@ -222,93 +201,39 @@ class Detector:
         progress: bool = False,
     ):
         chosen = {name: value for name, value in locals().items() if name != "self"}
-        if quality not in _MOST_PIXELS:
-            raise ValueError(f"quality={quality!r}; choose 'fast', 'balanced' or 'best'")
-        self.quality = quality
-        if top_share is not None and not 0 < top_share <= 1:
-            raise ValueError(f"top_share={top_share} is a share of patches, in (0, 1]")
-        if not 0 < false_alarm_rate < 1:
-            raise ValueError(f"false_alarm_rate={false_alarm_rate} is a share of good images, in (0, 1)")
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} is the number of images per forward pass, at least 1")
-        if random_state < 0:
-            raise ValueError(f"random_state={random_state} is a seed, not negative")
-        if calibration_images < 1:
-            raise ValueError(f"calibration_images={calibration_images}; at least 1")
-        if calibration not in ("cross", "split"):
-            raise ValueError(f"calibration={calibration!r}; choose 'cross' or 'split'")
-        if variations is not None and not isinstance(variations, Variations):
-            raise ValueError(f"variations={variations!r}; give Variations(brightness=0.2, ...), or None")
-        if isinstance(context, str) and context != "auto":
-            raise ValueError(f"context={context!r}: give a weight, such as 0.5, or 'auto'")
-        if not 0 <= tile_overlap < 1:
-            raise ValueError(f"tile_overlap={tile_overlap} is the share of a tile that the next one has too, in [0, 1)")
-        embedded_at: Level = "patch" if level == BOTH else level  # type: ignore[assignment]
-        self.tiles = None if tiles is None else check_tiles(tiles)
-        self.tile_overlap = tile_overlap
-        self.roi, self.ignore = roi, ignore
-        self.fixture = None if fixture is None else check_turn(fixture)
-        if pixel_size is not None and not 0 < pixel_size < np.inf:
-            raise ValueError(f"pixel_size={pixel_size} is the side of an image's pixel in millimetres, above 0")
-        self.pixel_size = pixel_size
-        chosen |= {"roi": readable(roi), "ignore": readable(ignore)}
-        if bits is not None and (value_range not in ("auto", None) or not 1 <= bits <= 32):
-            raise ValueError(f"bits={bits}, value_range={value_range}: give one of them, bits from 1 to 32")
-        self.value_range = value_range if bits is None else (0, 2**bits - 1)
-        known = None if self.value_range in ("auto", None) else tuple(self.value_range)
-        self.reading = Reading(value_range=known, max_pixels=max_pixels)
-        self._made = False
-        self._chosen: dict[str, Any] = chosen
+        self._parameters = Parameters(**chosen)
+        self._templates = made_of(self._parameters)
         # The core and what embeds for it, bound together: a thread that scores during a refit sees the old or the new.
         self._learnt: tuple[Fitted, Embedder] | None = None
         self._digest: tuple[Fitted, str] | None = None
         self._with_backbone = False
         self._region: Region | None = None  # of the model file it came from
-        self.variations = variations
-        self.false_alarm_rate = false_alarm_rate
-        self.calibration = calibration
-        self.calibration_images = calibration_images
-        self.workers = workers
-        self.random_state = random_state
-        self.progress = progress
-        self.scorer = (
-            make_scorer(
-                scorer,
-                embedded_at,
-                bank_size=bank_size,
-                selection=selection,
-                k=k,
-                n_clusters=n_clusters,
-                eps=eps,
-                min_samples=min_samples,
-                random_state=random_state,
-                device=device,
-            )
-            if isinstance(scorer, str)
-            else scorer
-        )
-        self.selection = RowSelection(trim, random_state=random_state, device=device)
-        self.n_components = n_components
-        usually = self.scorer.name in ("kmeans", "dbscan") and embedded_at == "patch"
-        self.whiten = usually if whiten == "auto" else whiten
-        self._embedder = Embedder(
-            backbone,
-            layers=layers,
-            level=embedded_at,
-            weights=weights,
-            image_size=image_size,
-            device=device,
-            dtype=dtype,
-            engine=engine,
-            batch_size=batch_size,
-            context=_PARTS.context if isinstance(context, str) else context,
-            to_be_calibrated=True,
-        )
-        self._made = True
+
+    # What was chosen and made; `__setattr__` says why it cannot be set.
+    quality = property(attrgetter("_parameters.quality"))
+    tiles = property(attrgetter("_parameters.cut"))
+    tile_overlap = property(attrgetter("_parameters.tile_overlap"))
+    roi = property(attrgetter("_parameters.roi"))
+    ignore = property(attrgetter("_parameters.ignore"))
+    fixture = property(attrgetter("_parameters.turn"))
+    pixel_size = property(attrgetter("_parameters.pixel_size"))
+    scorer = property(attrgetter("_templates.scorer"))
+    selection = property(attrgetter("_templates.selection"))
+    n_components = property(attrgetter("_parameters.n_components"))
+    whiten = property(attrgetter("_templates.whiten"))
+    variations = property(attrgetter("_parameters.variations"))
+    false_alarm_rate = property(attrgetter("_parameters.false_alarm_rate"))
+    calibration = property(attrgetter("_parameters.calibration"))
+    calibration_images = property(attrgetter("_parameters.calibration_images"))
+    value_range = property(attrgetter("_parameters.stored_range"))
+    reading = property(attrgetter("_parameters.reading"))
+    workers = property(attrgetter("_parameters.workers"))
+    random_state = property(attrgetter("_parameters.random_state"))
+    progress = property(attrgetter("_parameters.progress"))
 
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, as they were given or left."""
-        return dict(self._chosen)
+        return self._parameters.given()
 
     # ---------------------------------------------------------------- fitting
 
@@ -355,83 +280,16 @@ class Detector:
         ValueError
             If images are all the same, parameters or groups do not fit them, or a folder holds more than good images.
         """
-        source, reading = open_training(
+        self._learnt = learn(
             images,
-            self.reading,
-            guess_range=self.value_range == "auto",
+            self._parameters,
+            self._templates,
+            region=self._region,
+            groups=groups,
+            on_unreadable=on_unreadable,
             everything_is_good=everything_is_good,
-            variations=self.variations,
-            random_state=self.random_state,
-            workers=self.workers,
         )
-        copies = source.copies if isinstance(source, VariedSource) else 1
-        numbers = None if groups is None else group_numbers(groups, source.ids[::copies])
-        passes = iter(("fit", "calibrate"))
-        usual = _PARTS
-        if self.quality == "best" and self._embedder.level == "patch" and not isinstance(source, EmbeddedSource):
-            usual = _SURFACES if is_surface(source, workers=self.workers) else _PARTS
-        fixture = self._fixture_for(source)
-        given = source
-        sighting = None if isinstance(source, EmbeddedSource) else SightingSource(source)
-        if sighting is not None:
-            source = sighting if fixture is None else RegisteredSource(sighting, fixture)
-        embedder = self._embedder.uncalibrated().framed(self._frame_for(given, source))
-        if self._chosen["context"] == "auto":
-            embedder = embedder.with_context(usual.context)
-        if isinstance(source, EmbeddedSource):  # it keeps embeddings for others too, who were calibrated otherwise
-            if self._chosen["dtype"] == "int8":
-                raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
-            embedder = embedder.in_floats()
-
-        def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
-            return embed_source(
-                embedder,
-                source,
-                indices,
-                on_unreadable=on_unreadable,
-                workers=self.workers,
-                progress=next(passes) if self.progress else None,
-            )
-
-        plan = Plan(
-            make_reduction=self._new_reduction,
-            make_scorer=lambda: copy.copy(self.scorer),  # fit binds new attributes, so the template stays as it is
-            selection=copy.copy(self.selection),
-            false_alarm_rate=self.false_alarm_rate,
-            top_share=usual.top_share if self._chosen["top_share"] is None else self._chosen["top_share"],
-            calibration=self.calibration,
-            calibration_images=self.calibration_images,
-            groups=numbers,
-            random_state=self.random_state,
-            copies=copies,
-            whole=self._chosen["level"] == BOTH,
-            value_range=reading.value_range,
-            frame=embedder.frame,
-            fixture=fixture,
-            poses=None if fixture is None else lambda: source.turns_and_shifts(),  # type: ignore[attr-defined]
-            parameters=self._storable_parameters(),
-            embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
-        )
-        learn = fit_patches if embedder.level == "patch" else fit_global
-        core = learn(embed, source.ids, plan)
-        self._learnt = replace(core, sight=None if sighting is None else sighting.sight), embedder
         self._with_backbone = False
-        found = describe_groups(self.fitted_.train.groups)
-        if groups is None and (withheld := self.fitted_.calibration.withheld):
-            warnings.warn(
-                f"{withheld}, so no false-alarm rate can be promised; say which pictures belong together (groups=), or "
-                "fit each alone if these are products that differ",
-                stacklevel=2,
-            )
-        elif groups is None and found:
-            warnings.warn(
-                f"{found}; such pictures are left out together and count as one. Say groups='each' if they are of "
-                "different parts",
-                stacklevel=2,
-            )
-        if notes := getattr(given, "notes", {}):
-            named = "; ".join(f"{name}: {text}" for name, text in sorted(notes.items())[:3])
-            warnings.warn(f"{len(notes)} training images are not wholly shown: {named}", stacklevel=2)
         return self
 
     @property
@@ -448,7 +306,7 @@ class Detector:
     @property
     def embedder(self) -> Embedder:
         """What makes embeddings of images: the network, calibrated to the images of the fit where it has to be."""
-        return self._embedder if self._learnt is None else self._learnt[1]
+        return self._templates.embedder if self._learnt is None else self._learnt[1]
 
     def _fitted_and_embedder(self) -> tuple[Fitted, Embedder]:
         if self._learnt is None:
@@ -464,66 +322,6 @@ class Detector:
     def unreadable_(self) -> list[UnreadableImage]:
         """Images that were given to `fit` and could not be read."""
         return list(self.fitted_.train.unreadable)
-
-    def _fixture_for(self, source: ImageSource) -> Fixture | None:
-        """By what images of a source to learn from are laid."""
-        if self.fixture is None:
-            return None
-        if isinstance(source, EmbeddedSource):
-            raise ValueError("a source that keeps embeddings cannot be registered; leave the fixture out")
-        sizes = picture_sizes(source) or [(1, 1)]
-        return make_fixture(source, self.fixture, typical_size(sizes, choose_frame(sizes, None)))
-
-    def _frame_for(self, source: ImageSource, laid: ImageSource) -> Frame:
-        """How images of a source to learn from are seen; `laid` is that source, laid by a fixture if there is one."""
-        if isinstance(source, EmbeddedSource):  # of a comparison, whose models all see one square
-            return self._embedder.frame
-        wanted, (side, _) = self._chosen["image_size"], self._embedder.image_size
-        wanted = tuple(wanted) if isinstance(wanted, Sequence) else wanted
-        # The built-in network takes any size; others do best at the one they were trained for.
-        if wanted is None and self._embedder.backbone != BUILTIN:
-            wanted = side
-        sizes = picture_sizes(source) or [(side, side)]  # none can be read: that is said when they are
-        most = _MOST_PIXELS[self.quality]
-        frame = choose_frame(sizes, wanted, most=most, tiles=self.tiles, tile_overlap=self.tile_overlap)
-        frame = replace(frame, region=self._region_for(laid, typical_size(sizes, frame)))
-        if frame.region is not None and self._embedder.level == "patch":
-            grid = frame.grid(self._embedder.framed(frame).own_grid)
-            if not len(frame.region.cells(grid)):
-                raise ValueError(
-                    f"the region of interest covers half of none of the {grid[0]} × {grid[1]} patches; enlarge it, or "
-                    "give a larger image_size"
-                )
-        if others := sum(frame.content(known) != frame.size for known in sizes):
-            warnings.warn(
-                f"{others} of {len(sizes)} pictures looked at have other proportions than {frame.size[0]} × "
-                f"{frame.size[1]} (height × width), to which they are brought: they are "
-                + ("unreadable, since the region" if frame.region else "laid into it, not stretched. Sets")
-                + (" of interest is not drawn for them" if frame.region else " of one shape tell more"),
-                stacklevel=3,
-            )
-        return frame
-
-    def _region_for(self, source: ImageSource, size: tuple[int, int]) -> Region | None:
-        """What is looked at of images of a source to learn from."""
-        if self._region is not None:  # as it was, where a model from a file is fitted again
-            return self._region
-        roi = self.roi
-        if isinstance(roi, str) and roi == AUTO:
-            roi = estimate_foreground(source, size, workers=self.workers)
-        return make_region(roi, self.ignore, size)
-
-    def _new_reduction(self, most: int) -> Reduction:
-        """An unfitted reduction for rows that can give `most` components."""
-        if self.n_components is None or (self.n_components == "auto" and self.embedder.level == "global"):
-            return Standardizer()
-        # The channels of one layer of a network have a common unit; means and deviations of several layers do not.
-        standardize = self.embedder.level == "global"
-        if self.n_components == "auto":
-            if self.scorer.name == "subspace":  # has a PCA of its own
-                return Standardizer()
-            return PCA(min(_PATCH_COMPONENTS, most), whiten=self.whiten, standardize=standardize)
-        return PCA(self.n_components, whiten=self.whiten, standardize=standardize)
 
     # ---------------------------------------------------------------- scoring
 
@@ -550,69 +348,8 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
-        fitted, embedder = self._fitted_and_embedder()
-        reading = replace(self.reading, value_range=fitted.value_range)
-        source = open_source(images, reading)
-        registered = None if fitted.fixture is None else RegisteredSource(source, fitted.fixture)
-        intake = Intake()
-        ids: list[str] = []
-        found: list[ScoredRows] = []
-        whole: list[np.ndarray] = []
-        stream = embed_source(
-            embedder,
-            registered or source,
-            np.arange(len(source)),
-            on_unreadable=on_unreadable,
-            workers=self.workers,
-            progress="score" if self.progress else None,
-        )
-        for image in intake.readable(stream):
-            ids.append(image.id)
-            found.append(fitted.score(image))
-            if vectors:
-                whole.append(image.whole)
-        scores = np.array([scored.score for scored in found], dtype=np.float64)
-        maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
-        calibration = fitted.calibration
-        alarms, notes = calibration.alarms(scores), dict(getattr(source, "notes", {}))
-        nearest = [scored.nearest for scored in found if scored.nearest] if fitted.explains else None
-        poses = None
-        if registered is not None:
-            poses = [registered.poses[index] for index in intake.sizes]
-            lost = [i for i, pose in enumerate(poses) if not pose.found]
-            alarms[lost] = True
-            notes |= {ids[i]: f"cannot be registered by the fixture, and alarms: {poses[i].reason}" for i in lost}
-            if nearest is not None:
-                sizes = intake.sizes.values()
-                nearest = [
-                    replace(one, box=pose.box_undone(one.box, size))
-                    for one, pose, size in zip(nearest, poses, sizes, strict=True)
-                ]
-        return Scores(
-            ids=ids,
-            scores=scores,
-            p_values=calibration.p_values(scores),
-            alarms=alarms,
-            threshold=calibration.threshold,
-            look_again=calibration.look_again,
-            false_alarm_rate=calibration.false_alarm_rate,
-            guarantee_met=calibration.guarantee_met,
-            calibration_groups=calibration.n,
-            image_sizes=list(intake.sizes.values()),
-            patch_scores=None if embedder.level == "global" else maps,
-            # Half the threshold is where good parts live; twice is beyond doubt.
-            map_scale=(0.5 * calibration.threshold, 2.0 * calibration.threshold),
-            nearest=nearest,
-            unreadable=intake.unreadable,
-            whole_scores=np.array([one.whole_score for one in found], dtype=np.float64) if fitted.whole else None,
-            vectors=np.array(whole, dtype=np.float32) if vectors else None,
-            notes=notes,
-            poses=poses,
-            reading=reading,
-            frame=fitted.frame,
-            pixel_threshold=None if fitted.peaks is None else fitted.peaks.threshold,
-            usual_score=fitted.usual_score,
-            pixel_size=self.pixel_size,
+        return score_images(
+            images, self._parameters, *self._fitted_and_embedder(), on_unreadable=on_unreadable, vectors=vectors
         )
 
     def seen_as(self) -> str:
@@ -623,21 +360,7 @@ class Detector:
         RuntimeError
             If the detector is not fitted.
         """
-        fitted, embedder = self._fitted_and_embedder()
-        height, width = embedder.frame.size
-        words = [f"seen at {height} × {width} pixels (height × width)"]
-        if embedder.frame.tiled:
-            words.append("through {} × {} windows".format(*embedder.frame.count))
-        if embedder.frame.region is not None:
-            words.append(f"{100 * embedder.frame.region.share:.0f} % of them looked at")
-        if fitted.fixture is not None:
-            words.append(f"laid by a fixture (turned by at most {fitted.fixture.turn:g}°)")
-        if embedder.level == "patch":
-            words.append(f"{fitted.grid[0]} × {fitted.grid[1]} patches")
-            words.append(f"an image's score is the mean of the highest {100 * fitted.top_share:g} % of them")
-        if embedder.looks_twice:
-            words.append(f"with a context of {embedder.context:g}")
-        return ", ".join(words)
+        return seen_as(*self._fitted_and_embedder())
 
     def warm_up(self) -> Detector:
         """Compute once what the first picture, and the first full batch, would otherwise wait for.
@@ -657,7 +380,7 @@ class Detector:
 
     def open(self, images: Any) -> ImageSource:
         """New images as an `ImageSource` that reads them as those of the fit were read."""
-        return open_source(images, replace(self.reading, value_range=self.fitted_.value_range))
+        return open_like_fitted(images, self._parameters, self.fitted_)
 
     # ---------------------------------------------------------------- the threshold
 
@@ -727,31 +450,16 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
-        source = self.open(good)
-        if not everything_is_good:
-            refuse_labelled_root(good, source)
-        names = None if groups is None else group_names(groups, source.ids)
-        scores = self.score(source, on_unreadable=on_unreadable, vectors=names is None)
-        if scores.unreadable:
-            warnings.warn(
-                f"{len(scores.unreadable)} images cannot be read: {scores.unreadable[0].reason}", stacklevel=2
-            )
-        numbers = np.arange(len(scores))
-        if names is not None:
-            of_image = dict(zip(source.ids, names, strict=True))
-            numbers = numbered([of_image[name] for name in scores.ids])
-        elif len(scores) and scores.vectors is not None:
-            numbers = duplicate_groups(scores.vectors.copy())  # torch warns of read-only arrays
-            if found := describe_groups(numbers):
-                warnings.warn(f"{found}; such pictures count as one", stacklevel=2)
-        peaks = None
-        if scores.patch_scores is not None:
-            sizes = zip(scores.patch_scores, scores.image_sizes, strict=True)
-            peaks = np.array([peak(grid, scores.frame, size) for grid, size in sizes])  # as laid, as those of the fit
-        fitted = recalibration.recalibrated(self.fitted_, scores.scores, scores.ids, numbers, mode, peaks)
-        for doubt in recalibration.doubts(self.fitted_, scores.scores, scores.ids):
-            warnings.warn(doubt, stacklevel=2)
-        return self._with(fitted)
+        core = recalibrated(
+            good,
+            self._parameters,
+            *self._fitted_and_embedder(),
+            mode=mode,
+            groups=groups,
+            on_unreadable=on_unreadable,
+            everything_is_good=everything_is_good,
+        )
+        return self._with(core)
 
     def add(
         self,
@@ -788,32 +496,15 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
-        fitted, embedder = self._fitted_and_embedder()
-        require_bank(fitted)
-        source, _ = open_training(
+        core = grown(
             good,
-            replace(self.reading, value_range=fitted.value_range),
-            everything_is_good=everything_is_good,
-            variations=self.variations,
-            random_state=self.random_state,
-            workers=self.workers,
-        )
-        copies = source.copies if isinstance(source, VariedSource) else 1
-        numbers = None if groups is None else numbered(group_names(groups, source.ids[::copies]))
-        shown = source if fitted.fixture is None else RegisteredSource(source, fitted.fixture)
-        stream = embed_source(
-            embedder,
-            shown,
-            np.arange(len(source)),
+            self._parameters,
+            *self._fitted_and_embedder(),
+            groups=groups,
+            calibrating=calibrating,
             on_unreadable=on_unreadable,
-            workers=self.workers,
-            progress="add" if self.progress else None,
+            everything_is_good=everything_is_good,
         )
-        addition = Addition(source.ids, numbers, copies, calibrating, self.random_state)
-        core = added(fitted, stream, addition)
-        if isinstance(shown, RegisteredSource) and fitted.train.poses is not None:
-            poses = np.concatenate([fitted.train.poses, shown.turns_and_shifts()])
-            core = replace(core, train=replace(core.train, poses=poses))
         return self._with(core)
 
     def remove(self, ids: Iterable[str]) -> Detector:
@@ -878,14 +569,13 @@ class Detector:
 
     def _with(self, fitted: Fitted) -> Detector:
         other = copy.copy(self)
-        rate = fitted.parameters.get("false_alarm_rate", self._chosen["false_alarm_rate"])
-        object.__setattr__(other, "false_alarm_rate", rate)
-        other._chosen = {**self._chosen, "false_alarm_rate": rate}
+        rate = fitted.parameters.get("false_alarm_rate", self.false_alarm_rate)
+        other._parameters = replace(self._parameters, false_alarm_rate=rate)
         other._learnt = fitted, self.embedder
         return other
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_") and self.__dict__.get("_made"):
+        if not name.startswith("_"):
             raise AttributeError(
                 f"a detector's {name} cannot be set: what it has learnt would not follow. Use at_rate, at_threshold or "
                 "recalibrate for the threshold, and a new Detector for anything else"
@@ -897,23 +587,13 @@ class Detector:
     def config(self) -> dict[str, Any]:
         """Everything that was chosen and what became of it, JSON-able."""
         return {
-            **self._storable_parameters(),
+            **self._parameters.stored(),
             **self.embedder.describe(),
-            "level": self._chosen["level"],
+            "level": self._parameters.level,
             "device": str(self.embedder.device),
             "scorer": self.scorer.name,
             "scorer_parameters": self.scorer.parameters(),
             "whiten": self.whiten,
-        }
-
-    def _storable_parameters(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able; without weights, which a file names by their fingerprint."""
-        scorer, layers = self._chosen["scorer"], self._chosen["layers"]
-        return {
-            **{name: value for name, value in self._chosen.items() if name not in ("weights", "progress")},
-            "layers": layers if layers is None or isinstance(layers, str) else list(layers),
-            "variations": None if self.variations is None else self.variations.to_dict(),
-            "scorer": scorer if isinstance(scorer, str) else {"name": scorer.name, "parameters": scorer.parameters()},
         }
 
     def save(self, path: str | os.PathLike[str], *, include_backbone: bool | None = None) -> Path:
@@ -989,16 +669,25 @@ class Detector:
             "workers": workers,
             "max_pixels": max_pixels,
         }
-        names = inspect.signature(cls).parameters.keys() - {"weights", "progress"}
         make = functools.partial(cls, progress=progress)
         detector, fitted, embedder, with_backbone = open_model(
-            path, make, names, weights=weights, download=download, given=given
+            path, make, weights=weights, download=download, given=given
         )
         detector._learnt, detector._with_backbone = (fitted, embedder), with_backbone
         detector._region = None if fitted.frame is None else fitted.frame.region
         return detector
 
 
+def _showing_parameters(function: F) -> F:
+    """Let `help` and completion show the detector's parameters in place of a function's `**parameters`."""
+    own = inspect.signature(function)
+    named = [one for one in own.parameters.values() if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    shown = own.replace(parameters=[*named, *inspect.signature(Detector).parameters.values()])
+    function.__signature__ = shown  # type: ignore[attr-defined]
+    return function
+
+
+@_showing_parameters
 def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool = False, **parameters: Any) -> Detector:
     """Fit a detector on good images; see `Detector.fit`, and `Detector` for the parameters.
 

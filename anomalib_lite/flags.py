@@ -1,15 +1,30 @@
-"""The flags that fit, evaluate, diagnose and demo share: text from the command line in, parameters of `Detector` out.
+"""What commands share: flags, text from the command line in and parameters of `Detector` out, and how commands end.
 
-A flag that is not given is not passed on, so the defaults are the library's.
+A detector's flag that is not given is not passed on, so the defaults are the library's.
 """
 
 import functools
 import inspect
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 when an image is unreadable")]
+EverythingIsGood = Annotated[
+    bool, typer.Option("--everything-is-good", help="learn also what looks like test images or masks by its name")
+]
+Groups = Annotated[
+    str | None,
+    typer.Option(help="pictures that belong together: parent (their folder), each (none), or a regular expression"),
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")]
+Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision backbone's weights if need be")]
+MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
+Weights = Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")]
 
 
 def _components(text: str) -> int | float | None:
@@ -137,3 +152,35 @@ def with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
     # typer reads both the signature and the annotations.
     wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in [*keywords, *flags]}
     return wrapped
+
+
+def counts(text: str, flag: str) -> list[int]:
+    """The numbers of a flag that takes several, none or "none" included."""
+    if text.strip().lower() in ("", "none"):
+        return []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{flag} {text}: give numbers separated by commas, or none") from None
+
+
+def loaded(model: Path, weights: str | None, download: bool, device: str | None, max_pixels: int | None) -> Any:
+    """The detector in a model file, opened as the flags say."""
+    from anomalib_lite.detector import Detector
+
+    return Detector.load(
+        model,
+        weights=weights,
+        download=download,
+        device=device,
+        max_pixels=max_pixels,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def finish(unreadable: list[Any], strict: bool) -> None:
+    """Tell of unreadable images, and exit with 1 for them if asked to."""
+    for image in unreadable:
+        typer.echo(f"unreadable: {image.reason}", err=True)
+    if unreadable and strict:
+        raise typer.Exit(1)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from anomalib_lite import Detector
-from anomalib_lite.embedding.embedder import Embedder, _halved
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.pixels import halved
 from anomalib_lite.images import open_source
 from anomalib_lite.images.texture import is_surface, placed_share
 
@@ -80,7 +81,7 @@ class TestQuality:
 class TestContext:
     def test_half_the_size_is_the_mean_of_four(self):
         images = np.random.default_rng(0).integers(0, 256, (2, 6, 7, 3), dtype=np.uint8)
-        halves = _halved(images)
+        halves = halved(images)
         assert halves.shape == (2, 3, 4, 3)
         assert halves[1, 0, 0, 2] == np.rint(images[1, :2, :2, 2].mean())
         assert halves[0, 1, 3, 0] == np.rint(images[0, 2:4, 6, 0].mean())

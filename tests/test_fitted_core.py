@@ -127,7 +127,7 @@ class TestDevice:
     def test_one_that_this_machine_lacks_gives_way_when_a_model_is_loaded(self, parts, tmp_path):
         detector = Detector(image_size=64, device="cpu").fit(parts)
         parameters = {**detector.fitted_.parameters, "device": "cuda:7"}
-        detector._fitted = dataclasses.replace(detector.fitted_, parameters=parameters)
+        detector._learnt = dataclasses.replace(detector.fitted_, parameters=parameters), detector.embedder
         path = detector.save(tmp_path / "model.safetensors")
         assert Detector.load(path).embedder.device.type in ("cpu", "cuda")
         with pytest.raises(ValueError, match="cuda:7"):

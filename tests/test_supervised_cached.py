@@ -9,7 +9,8 @@ from PIL import Image
 
 from anomalib_lite import Detector, compare, make_metal_nut
 from anomalib_lite.embedding import backbones
-from anomalib_lite.embedding.embedder import Embedder, Features
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.pooling import Features
 from anomalib_lite.embedding.streaming import EmbeddedSource
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource

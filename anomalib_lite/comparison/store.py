@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from anomalib_lite.comparison.runs import MAPS, Run
-from anomalib_lite.embedding.embedder import LARGEST_SIDE
+from anomalib_lite.embedding.pixels import LARGEST_SIDE
 from anomalib_lite.evaluation.pixel_metrics import PixelMetrics
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.supervised.training import History

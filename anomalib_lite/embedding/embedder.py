@@ -1,15 +1,12 @@
-"""From images to embeddings: preprocessing, the truncated forward pass, and pooling to patches or one vector.
+"""From images to embeddings: preprocessing, the truncated forward pass, in floats or integers, and pooling.
 
 uint8 RGB batches (n, h, w, 3) go in; float32 patch grids (n, gh, gw, d) or global vectors (n, d) come out.
-Preprocessing lives here and nowhere else, so that fitting, scoring and benchmarks cannot drift apart. The network runs
-in float32, bf16 or 8-bit integers (`quantization`); a linear reduction of the patches can be folded into their pooling.
+Preprocessing is done here (`pixels`) and nowhere else, so that fitting, scoring and benchmarks cannot drift apart. The
+network runs in float32, bf16 or 8-bit integers (`quantization`), and its layers are pooled to patches or one vector
+(`pooling`).
 
 With `context` the coarsest layer comes a second time, of the images at half their size: what a patch is part of is then
 in its vector too (two levels of an image pyramid: Adelson et al., RCA Engineer 29 (1984)).
-
-Patches: every layer is averaged over 3 × 3 neighbours (stride 1, padded) at its own resolution, then all
-are brought to the finest grid in use, at finest one patch per 8 pixels, and their channels concatenated (Roth et al.,
-PatchCore, CVPR 2022, section 3.1). Global: mean and standard deviation of every layer over the image.
 """
 
 from __future__ import annotations
@@ -20,32 +17,28 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.arithmetic import pick_arithmetic
 from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
+from anomalib_lite.embedding.pixels import IMAGENET_MEAN, IMAGENET_STD, both_sides, halved
+from anomalib_lite.embedding.pooling import Features, finest_grid
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError, Ranges
 from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
-from anomalib_lite.images.framing import LARGEST_PIXELS, Frame
+from anomalib_lite.images.framing import Frame
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.integers import EngineName, onednn_fault, pick_engine
 from anomalib_lite.machine.processes import check_process
 
 Level = Literal["patch", "global"]
 
-# Finer grids cost memory and time with the square and describe pixels rather than parts.
-_FINEST_STRIDE = 8
-LARGEST_SIDE = 2048  # a model file from a stranger must not ask for a picture that fills the memory
 # Pixels of one pass: larger batches take more memory, and are no faster. Eight images of 512 × 512.
 _PASS_PIXELS = 1 << 21
 # Share of a layer's length that integers may change it by. On metal_nut those of the built-in network change by 5 %, of
 # ResNet18 by 6, of MobileNetV2 by 9.
 _LARGEST_ERROR = 0.25
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class Embedder:
@@ -130,7 +123,7 @@ class Embedder:
         network = self.fresh_network()
         self.fingerprint = fingerprint(network)
         self.weight_count = sum(tensor.numel() for tensor in network.parameters())
-        mean, deviation = torch.tensor(_IMAGENET_MEAN), torch.tensor(_IMAGENET_STD)
+        mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.pixel_scale = 1 / (255 * deviation), mean / deviation  # pixels are multiplied by, and then lowered by
         self._scale, self._shift = (values.to(self.device) for values in self.pixel_scale)
         self.dtype = "float32"
@@ -214,7 +207,7 @@ class Embedder:
         step = min(2, self.batch_size)  # values of every layer are looked at: few at a time take little memory
         batches = [images[start : start + step] for start in range(0, len(images), step)]
         if self.looks_twice:
-            batches += [_halved(batch) for batch in batches]
+            batches += [halved(batch) for batch in batches]
         with torch.inference_mode():
             self._use(blueprint, blueprint.observe(self.preprocess(batch) for batch in batches))
             trial = batches[0][:2]
@@ -323,7 +316,7 @@ class Embedder:
             layers = self._layers(images)
             own = len(layers)
             if self.looks_twice:
-                layers = [*layers, self.context * self._layers(_halved(images), of_halves=True)[-1]]
+                layers = [*layers, self.context * self._layers(halved(images), of_halves=True)[-1]]
             return Features(layers, self.image_size, own)
 
     @property
@@ -349,7 +342,7 @@ class Embedder:
         """Shape of an embedding of layers of the shapes (c, h, w), or (c,)."""
         if self.level == "patch":
             channels = sum(layer[0] for layer in [*layers, *layers[-1:] * self.looks_twice])
-            return (*_finest([layer[1:] for layer in layers], self.image_size), channels)
+            return (*finest_grid([layer[1:] for layer in layers], self.image_size), channels)
         return (sum(layer[0] * (2 if len(layer) == 3 else 1) for layer in layers),)
 
     def preprocess(self, images: np.ndarray) -> Tensor:
@@ -383,96 +376,11 @@ class Embedder:
             return integers(pixels)
 
 
-class Features:
-    """Layers of a network for some images; pooled when it is asked for.
-
-    Parameters
-    ----------
-    layers : tensors (n, c, h, w), or (n, c) at the global level
-    image_size : (height, width) of the images in pixels
-    own : how many of the layers, from the first on, are of the images at their own size; default: all
-    """
-
-    def __init__(self, layers: list[Tensor], image_size: tuple[int, int], own: int | None = None):
-        self.layers = layers
-        self.image_size = image_size
-        self.own = len(layers) if own is None else own
-
-    def __getitem__(self, i: int) -> Features:
-        """Those of one image."""
-        return Features([layer[i : i + 1] for layer in self.layers], self.image_size, self.own)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        return _finest([layer.shape for layer in self.layers], self.image_size)
-
-    def patches(self) -> np.ndarray:
-        """float32 (n, gh, gw, d)."""
-        with torch.inference_mode():
-            return _patches(self.layers, self.image_size).float().cpu().numpy()
-
-    def whole(self) -> np.ndarray:
-        """float32 (n, d): means and standard deviations of the layers, of the images at their own size."""
-        with torch.inference_mode():
-            return pool_whole(self.layers[: self.own]).cpu().numpy()
-
-    def reduced(self, projection: Tensor, offset: Tensor) -> np.ndarray:
-        """Patches times `projection` (d, q) plus `offset` (q,), float32 (n, gh, gw, q).
-
-        Pooling and enlarging are linear in the channels, so a layer is projected at its own resolution, and before it
-        is pooled, where that leaves it fewer channels: half of the products, and no patch of all channels in memory.
-        """
-        with torch.inference_mode():
-            grid = self.grid
-            total = offset.to(self.layers[0].device).view(1, -1, 1, 1)
-            for layer, part in zip(self.layers, projection.split([len(x[0]) for x in self.layers]), strict=True):
-                shrinks = part.shape[1] < part.shape[0]
-                values = _projected(layer, part) if shrinks else F.avg_pool2d(layer, 3, stride=1, padding=1)
-                values = F.avg_pool2d(values, 3, stride=1, padding=1) if shrinks else _projected(values, part)
-                total = total + _to_grid(values, grid)
-            return total.permute(0, 2, 3, 1).cpu().numpy()
-
-
 def weights_of(backbone: str, given: Weights | None, *, download: bool) -> Weights | None:
     """Weights to open a stored model with: those given, else the backbone's own, over the network only if told to."""
     if given is not None or backbone == BUILTIN:
         return given
     return IMAGENET if download else CACHED
-
-
-def check_image_size(side: int, *, smallest: int = 32) -> None:
-    """Raise ValueError for a side in pixels that no network can see, or that would fill the memory."""
-    if not isinstance(side, int | np.integer) or not smallest <= side <= LARGEST_SIDE:
-        raise ValueError(f"image_size={side}; networks take a whole number of pixels, {smallest} to {LARGEST_SIDE}")
-
-
-def both_sides(image_size: int | Sequence[int]) -> tuple[int, int]:
-    """Height and width in pixels that a network can see, of both or of one for a square; else ValueError."""
-    if isinstance(image_size, str) or not isinstance(image_size, Sequence):
-        check_image_size(image_size)
-        return int(image_size), int(image_size)
-    if len(image_size) != 2 or not all(isinstance(side, int | np.integer) and side >= 32 for side in image_size):
-        raise ValueError(f"image_size={image_size}; give one side or (height, width), whole pixels, 32 at least")
-    height, width = (int(side) for side in image_size)
-    if height * width > LARGEST_PIXELS:
-        raise ValueError(
-            f"image_size={image_size}: {height * width} pixels; a network is shown {LARGEST_PIXELS} at most"
-        )
-    return height, width
-
-
-def standardised(images: Tensor) -> Tensor:
-    """RGB in [0, 1] (n, 3, h, w) as ImageNet's networks want it, channels last in memory."""
-    mean, deviation = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (_IMAGENET_MEAN, _IMAGENET_STD))
-    return ((images - mean) / deviation).contiguous(memory_format=torch.channels_last)
-
-
-def _halved(images: np.ndarray) -> np.ndarray:
-    """uint8 images (n, h, w, 3) at half their size: means of 2 × 2 pixels, of fewer at the ends of odd sides."""
-    values = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float()
-    means = F.avg_pool2d(values, 2, ceil_mode=True, count_include_pad=False)
-    return means.round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def _float_name(dtype: str, device: torch.device) -> str:
@@ -483,50 +391,3 @@ def _relative_error(outputs: list[Tensor], expected: list[Tensor]) -> float:
     """The largest share, among the layers, that rounding changes of their length."""
     pairs = zip(outputs, expected, strict=True)
     return max(float((a.float() - b.float()).norm() / b.float().norm().clamp(min=1e-12)) for a, b in pairs)
-
-
-def _patches(outputs: list[Tensor], image_size: tuple[int, int]) -> Tensor:
-    """Locally averaged layers on one grid, concatenated: (n, gh, gw, d)."""
-    averaged = [F.avg_pool2d(output, kernel_size=3, stride=1, padding=1) for output in outputs]
-    grid = _finest([output.shape for output in outputs], image_size)
-    return torch.cat([_to_grid(level, grid) for level in averaged], dim=1).permute(0, 2, 3, 1)
-
-
-def _finest(sizes: Sequence[Sequence[int]], image_size: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns of the grid that layers, whose last two lengths are their rows and columns, are brought to."""
-    rows, columns = (max(size[axis] for size in sizes) for axis in (-2, -1))
-    return min(rows, image_size[0] // _FINEST_STRIDE), min(columns, image_size[1] // _FINEST_STRIDE)
-
-
-def _projected(layer: Tensor, projection: Tensor) -> Tensor:
-    """A layer (n, c, h, w) with its channels projected by (c, q), float32 (n, q, h, w), channels last in memory."""
-    n, c, h, w = layer.shape
-    rows = layer.permute(0, 2, 3, 1).reshape(-1, c).float()
-    return (rows @ projection.to(rows.device)).view(n, h, w, -1).permute(0, 3, 1, 2)
-
-
-def _to_grid(level: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Resize (n, c, h, w) to a grid: averaging when it shrinks, bilinear when it grows."""
-    if tuple(level.shape[-2:]) == grid:
-        return level
-    if level.shape[-2] > grid[0] or level.shape[-1] > grid[1]:
-        return F.adaptive_avg_pool2d(level, grid)
-    return F.interpolate(level, size=grid, mode="bilinear", align_corners=False)
-
-
-def pool_whole(outputs: list[Tensor]) -> Tensor:
-    """Mean and standard deviation of every layer over the image, (n, 2 × channels); vectors pass unchanged."""
-    pooled: list[Tensor] = []
-    for output in outputs:
-        if output.dim() == 2:
-            pooled.append(output.float())
-            continue
-        n, c, h, w = output.shape
-        values = output.permute(0, 2, 3, 1).reshape(n, h * w, c).float()  # a variance in bf16 would lose its digits
-        # Means as products, which use all of a processor: a third of the time of a mean over height and width.
-        weights = values.new_full((n, 1, h * w), 1 / (h * w))
-        mean = weights @ values  # (n, 1, c)
-        variance = weights @ (values - mean) ** 2
-        # Of a constant channel the root has no slope; the addend gives it one, and is far below rounding elsewhere.
-        pooled += [mean[:, 0], (variance[:, 0] + 1e-12).sqrt()]
-    return torch.cat(pooled, dim=1)

@@ -12,7 +12,8 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 from tqdm import tqdm
 
-from anomalib_lite.embedding.embedder import Embedder, Features, Level
+from anomalib_lite.embedding.embedder import Embedder, Level
+from anomalib_lite.embedding.pooling import Features
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource

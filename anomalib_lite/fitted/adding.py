@@ -124,7 +124,7 @@ def added(fitted: Fitted, stream: Iterable[EmbeddedImage | UnreadableImage], add
         return replace(core, history=(*core.history, Record.of("add", core.calibration, names)))
     values, names = np.array(list(scores.values())), [addition.ids[number * copies] for number in numbers.tolist()]
     for doubt in doubts(fitted, values, names):
-        warnings.warn(doubt, stacklevel=3)
+        warnings.warn(doubt, stacklevel=4)
     calibration = _extended(fitted.calibration, values, groups[numbers])
     highest = fitted.peaks and _extended(fitted.peaks, np.array([peaks[i] for i in scores]), groups[numbers])
     record = Record.of("add", calibration, names)
@@ -214,7 +214,7 @@ def _groups(fitted: Fitted, addition: Addition, vectors: dict[int, np.ndarray]) 
         twins = duplicate_groups(np.stack(list(vectors.values())))
         groups[numbers] = numbers[np.unique(twins, return_index=True)[1]][twins]
         if found := describe_groups(twins):
-            warnings.warn(f"{found}; such pictures count as one", stacklevel=4)
+            warnings.warn(f"{found}; such pictures count as one", stacklevel=5)
     taken = max(int(fitted.train.groups.max()), int(fitted.calibration.groups.max()))
     return numbered(groups.tolist()) + taken + 1
 
@@ -229,7 +229,7 @@ def _longer(
         UnreadableImage(before // copies + number, ids[number * copies], lost[number].reason) for number in sorted(lost)
     ]
     if entries:
-        warnings.warn(f"{len(entries)} images cannot be read: {entries[0].reason}", stacklevel=4)
+        warnings.warn(f"{len(entries)} images cannot be read: {entries[0].reason}", stacklevel=5)
     sizes = np.array([intake.sizes.get(i, (0, 0)) for i in range(len(ids))], dtype=np.int64)
     return replace(
         train,
@@ -286,5 +286,5 @@ def _compare_variance(fitted: Fitted, image: EmbeddedImage) -> None:
         warnings.warn(
             f"{image.id}: the PCA leaves out {100 * lost:.0f} % of how it varies, and {100 * usual:.0f} % of those "
             "it was learnt from; it is kept. If such images are to stay, fit again with all",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -277,7 +277,7 @@ def make_fixture(source: ImageSource, turn: float, size: Size) -> Fixture:
         warnings.warn(
             f"good pictures agree with the fixture's template by {median:.2f} only (1 is all): they show too little to "
             "hold on to, and may be laid anywhere; leave the fixture out",
-            stacklevel=4,
+            stacklevel=5,
         )
     return Fixture(first.template, turn, max(0.0, min(worst - _SPARE * (median - worst), _MOST * median)))
 

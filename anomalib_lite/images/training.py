@@ -58,6 +58,6 @@ def open_training(
         warnings.warn(
             f"the pictures of 16 bits have no value above {guessed[1]}, so that is taken for white, here and when "
             f"new ones are scored; say value_range={guessed}, or None for the whole range",
-            stacklevel=3,
+            stacklevel=4,  # of `Detector.fit` or `add`
         )
     return (source if variations is None else VariedSource(source, variations, random_state)), reading

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_lite.embedding.embedder import standardised
 from anomalib_lite.embedding.network import SmallNetwork
+from anomalib_lite.embedding.pixels import standardised
 from anomalib_lite.embedding.weights import fingerprint
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.hardware import pick_device, pick_dtype

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_lite.embedding.builtin import BUILTIN
-from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised, weights_of
+from anomalib_lite.embedding.embedder import Embedder, weights_of
+from anomalib_lite.embedding.pixels import check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.files.model_file import ModelFileError

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_lite.embedding.embedder import pool_whole
+from anomalib_lite.embedding.pooling import pool_whole
 
 BOTTLENECK = (64, 64, 32)
 

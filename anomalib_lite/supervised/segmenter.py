@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from anomalib_lite.embedding.embedder import Embedder, check_image_size, standardised
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.pixels import check_image_size, standardised
 from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
 from anomalib_lite.images.loading import UnreadableImage, load

@@ -6,12 +6,13 @@ Nothing in the file is executed; what is malformed in it is an error that names 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import torch
 
+from anomalib_lite.detecting.parameters import STORED
 from anomalib_lite.embedding.embedder import Embedder, weights_of
 from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.files import model_file
@@ -39,7 +40,6 @@ D = TypeVar("D", bound=Embedding)
 def open_model(
     path: str | os.PathLike[str],
     make: Callable[..., D],
-    names: Set[str],
     *,
     weights: Weights | None,
     download: bool,
@@ -51,7 +51,6 @@ def open_model(
     ----------
     path : path
     make : makes the detector from its parameters and ``weights=``
-    names : of the parameters that must be in the file
     weights, download : see `Detector.load`
     given : parameters that replace those in the file unless they are None; all names in it are there
 
@@ -80,7 +79,7 @@ def open_model(
         for key in [key for key in arrays if key.startswith("backbone.")]
     }
     try:
-        parameters = _parameters(values, names, given)
+        parameters = _parameters(values, given)
         fitted = from_arrays(arrays, values, device=parameters["device"])
         given_weights = weights_of(parameters["backbone"], weights, download=download)
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
@@ -117,10 +116,10 @@ def open_model(
     return detector, fitted, embedder, bool(backbone)
 
 
-def _parameters(values: Mapping[str, Any], names: Set[str], given: Mapping[str, Any]) -> dict[str, Any]:
+def _parameters(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The constructor's arguments: as JSON gave them back, but for those given."""
     parameters = {**values["parameters"], **{key: value for key, value in given.items() if value is not None}}
-    if lacking := names - parameters.keys():
+    if lacking := STORED - parameters.keys():
         raise KeyError(*lacking)
     if given["device"] is None:
         parameters["device"] = _usable(parameters["device"])
