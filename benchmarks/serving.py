@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import urllib.parse
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,26 +34,29 @@ PATH = "/v1/models/part/score"
 class Server:
     """A server process of its own."""
 
-    def __init__(self, folder: Path, model: Path | None):
+    def __init__(self, folder: Path, models: Mapping[str, Path], *options: str):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
         command = [sys.executable, "-m", "anomalib_lite.cli", "serve", str(folder), "--port", str(self.port)]
-        command += [] if model is None else ["--model", f"part={model}"]
+        command += [word for name, model in models.items() for word in ("--model", f"{name}={model}")]
+        command += options
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while True:
             try:
-                if self.ask("GET", "/readyz")[0] == 200:
+                if self.ask("GET", "/readyz")[0] in (200, 401):
                     break
             except OSError:
                 time.sleep(0.05)
             if self.process.poll() is not None:
                 raise SystemExit("the server has ended")
 
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
+    def ask(
+        self, method: str, path: str, body: bytes | None = None, *, headers: Mapping[str, str] | None = None
+    ) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.request(method, path, body)
+            connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
             return answer.status, answer.read()
         finally:
@@ -115,7 +119,7 @@ def load(folder: Path, model: Path, paths: list[Path], requests: int, soak: int)
     detector = Detector.load(model).warm_up()
     some = [str(path) for path in paths]
     pictures = [path.read_bytes() for path in paths]
-    server = Server(folder, model)
+    server = Server(folder, {"part": model})
     print("| | |\n|---|---|")
     try:
         loaded(server, pictures, 64, 4)
@@ -146,7 +150,7 @@ def kills(folder: Path, model: Path, paths: list[Path], times: int) -> None:
     pictures = [path.read_bytes() for path in paths]
     acknowledged: dict[int, str] = {}
     for round_ in range(times):
-        server = Server(folder, model if round_ == 0 else None)
+        server = Server(folder, {"part": model} if round_ == 0 else {})
         ended = threading.Event()
 
         def send(number: int, server: Server = server, ended: threading.Event = ended) -> None:
@@ -180,7 +184,7 @@ def kills(folder: Path, model: Path, paths: list[Path], times: int) -> None:
 
 def mutations(folder: Path, model: Path, paths: list[Path], count: int) -> None:
     rng = random.Random(0)
-    server = Server(folder, model)
+    server = Server(folder, {"part": model})
     found: dict[str, int] = {}
     others = ["/v1/models/part/verdicts", "/v1/verdicts/1/said", "/v1/models/part/versions/1/release"]
     try:

@@ -178,6 +178,11 @@ class TestBlueprint:
                 assert found.shape == expected.shape
                 assert (found - expected).norm() < 0.03 * expected.norm()
 
+    def test_ranges_come_in_the_same_order_in_every_process(self):
+        # The file of a model has them in their order, and its digest with them.
+        ranges = list(Blueprint(Branches().eval(), SCALE, SHIFT).observe([torch.zeros(1, 3, 32, 32)]))
+        assert ranges == [quantization.PIXELS, *sorted(set(ranges) - {quantization.PIXELS})]
+
     def test_ranges_of_another_network_are_refused(self):
         blueprint = Blueprint(Branches().eval(), SCALE, SHIFT)
         ranges = blueprint.observe([torch.zeros(1, 3, 32, 32)])

@@ -387,7 +387,7 @@ class _Watcher(fx.Interpreter):
             for name, parts in self.means.items()
         }
         found: dict[str, tuple[float, ...]] = {PIXELS: (0.0, 255.0, *means[PIXELS])}
-        for name, parts in self.values.items():
+        for name, parts in sorted(self.values.items()):  # in an order that is the same in every process
             values = torch.cat(parts)
             low, high = (float(end) for end in values.aminmax())
             errors = {}

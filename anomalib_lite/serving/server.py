@@ -13,6 +13,7 @@ from anomalib_lite.serving.line import Line
 from anomalib_lite.serving.pictures import Pictures, private_folder
 
 _LEAST_TOKEN = 16  # characters
+_MOST_CONNECTIONS = 500  # more are told 503; a process may have a thousand files open, and pictures are files
 
 
 def open_lines(
@@ -94,8 +95,17 @@ def run(lines: Mapping[str, Line], history: History, settings: Any, *, host: str
     import uvicorn
 
     from anomalib_lite.serving.app import make_app
+    from anomalib_lite.serving.patience import patient_protocol
 
     try:
-        uvicorn.run(make_app(lines, history, settings), host=host, port=port, log_level="warning", access_log=False)
+        uvicorn.run(
+            make_app(lines, history, settings),
+            host=host,
+            port=port,
+            log_level="warning",
+            access_log=False,
+            http=patient_protocol(settings.patience),
+            limit_concurrency=_MOST_CONNECTIONS,
+        )
     finally:
         history.close()
