@@ -67,7 +67,7 @@ def soak(folder: Path, count: int) -> None:
 
     paths = models(folder)
     digests = {name: Detector.load(path).digest for name, path in paths.items()}
-    server = Server(folder / "server", paths, "--gigabytes", "0.05")
+    server = Server(folder / "server", paths, "--keep-gigabytes", "0.05")
     context = multiprocessing.get_context("spawn")
     try:
         print("| parts judged | memory, MB | threads | open files | on the disk, MB | parts a second |")

@@ -40,14 +40,14 @@ def small_detector(first=0, **options):
 
 
 @contextmanager
-def running(app):
-    """The application on a free port of loopback, by a real server."""
+def running(app, **options):
+    """The application on a free port of loopback, by a real server; options are uvicorn's."""
     import uvicorn
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error", **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
