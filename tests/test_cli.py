@@ -106,6 +106,22 @@ class TestFitAndScore:
         assert code == 2
         assert "train/good" in err
 
+    def test_add_learns_more_and_leaves_the_threshold_if_asked(self, run, model, data, tmp_path):
+        path = tmp_path / "more.safetensors"
+        good = data.test.root / "good"
+        code, out, _ = run("add", model, good, "-o", path, "--groups", "each", "--no-calibrating")
+        before, after = Detector.load(model), Detector.load(path)
+        assert code == 0
+        assert f"6 more images learnt from, {before.n_train_ + 6} in all" in out
+        assert after.n_train_ == before.n_train_ + 6
+        assert after.fitted_.calibration.threshold == before.fitted_.calibration.threshold
+        code, out, _ = run("add", model, good, "-o", path, "--groups", "each")
+        assert code == 0
+        assert Detector.load(path).fitted_.calibration.n == before.fitted_.calibration.n + 6
+        code, _, err = run("add", model, tmp_path / "none", "-o", path)
+        assert code == 2
+        assert "none" in err
+
     def test_score_prints_one_json_object(self, run, model, data, tmp_path):
         code, out, _ = run("score", model, data.test.root / "color", "--json")
         result = json.loads(out)

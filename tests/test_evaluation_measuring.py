@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -274,6 +275,13 @@ class TestWhatCannotBeComputed:
         assert result.image_auroc is result.pixel_auroc is result.false_alarm_rate_observed is None
         assert result.reasons
         json.loads(result.to_json())
+
+    def test_what_alarms_whatever_its_score_is_counted_at_every_rate(self, scored):
+        data, detector, scores = scored
+        alarms = np.ones(len(scores), dtype=bool)  # as of pictures that a fixture cannot lay
+        result = measure(detector, replace(scores, alarms=alarms), data, rates=(0.01,))
+        assert [at.false_alarm_rate_observed for at in result.at_rates] == [1.0, 1.0]
+        assert [at.recall_at_threshold for at in result.at_rates] == [1.0, 1.0]
 
     def test_times_and_size_that_were_not_measured(self, scored):
         data, detector, scores = scored

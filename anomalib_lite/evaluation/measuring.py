@@ -90,9 +90,11 @@ def measure(
     pixel, n_masks, mask_reasons = _pixel_metrics(scores, data, index)
     reasons = [reason for reason in (image.reason, pixel.reason, *mask_reasons) if reason]
     calibration = detector.fitted_.calibration
-    own = _at_rate(calibration, labels, scores.scores)
+    # What alarms whatever its score, at every threshold: what cannot be registered by the fixture.
+    forced = scores.alarms & ~calibration.alarms(scores.scores)
+    own = _at_rate(calibration, labels, scores.scores, forced)
     others = [
-        _at_rate(calibration.at_rate(rate), labels, scores.scores)
+        _at_rate(calibration.at_rate(rate), labels, scores.scores, forced)
         for rate in rates
         if rate != calibration.false_alarm_rate
     ]
@@ -154,8 +156,8 @@ def _pixel_metrics(scores: Scores, data: MVTecDataset, index: np.ndarray) -> tup
     return curves.result(), n_masks, problems
 
 
-def _at_rate(calibration: Calibration, labels: np.ndarray, scores: np.ndarray) -> AtRate:
-    alarms = calibration.alarms(scores)
+def _at_rate(calibration: Calibration, labels: np.ndarray, scores: np.ndarray, forced: np.ndarray) -> AtRate:
+    alarms = calibration.alarms(scores) | forced
     false_alarms, n_good = int(alarms[~labels].sum()), int((~labels).sum())
     hits, n_defective = int(alarms[labels].sum()), int(labels.sum())
     observed = interval = coverage = None
