@@ -11,7 +11,8 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright import sync_api
 from serving import encoded, part, running, small_detector, spoilt
 
-from anomalib_lite.serving.app import Settings, make_app
+from anomalib_lite.serving.access import Settings
+from anomalib_lite.serving.app import make_app
 from anomalib_lite.serving.server import open_lines
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

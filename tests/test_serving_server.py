@@ -17,7 +17,8 @@ pytest.importorskip("sqlalchemy", reason="SQLAlchemy, of the extra [serve], is n
 from fastapi.testclient import TestClient
 from serving import encoded, part, small_detector, spoilt
 
-from anomalib_lite.serving.app import Settings, is_loopback, make_app
+from anomalib_lite.serving.access import Settings, is_loopback
+from anomalib_lite.serving.app import make_app
 from anomalib_lite.serving.history import History
 from anomalib_lite.serving.line import Line
 from anomalib_lite.serving.pictures import Pictures

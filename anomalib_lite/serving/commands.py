@@ -107,7 +107,7 @@ def serve(
     max_pixels: Annotated[int | None, typer.Option(help="larger pictures get no verdict [default: as fitted]")] = None,
 ) -> None:
     """Serve models over HTTP, with a page that shows what happens and learns from what people say of it."""
-    from anomalib_lite.serving.app import Settings, is_loopback
+    from anomalib_lite.serving.access import Settings, is_loopback
     from anomalib_lite.serving.server import open_lines, read_tokens, run
 
     known = read_tokens(tokens)
@@ -137,7 +137,7 @@ def serve_demo(
     seconds: Annotated[float, typer.Option(help="from part to part")] = 1.0,
 ) -> None:
     """Serve drawn parts before a simulated camera: open the page, and try it."""
-    from anomalib_lite.serving.app import Settings
+    from anomalib_lite.serving.access import Settings
     from anomalib_lite.serving.demo import PART, Camera, demo_model
     from anomalib_lite.serving.server import open_lines, run
 
