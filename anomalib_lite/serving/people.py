@@ -9,10 +9,11 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, HTTPException, Query, Response
 
 from anomalib_lite.serving.access import PAGE, known_entry, known_line
-from anomalib_lite.serving.course import Drift, described
-from anomalib_lite.serving.drawing import drawn
-from anomalib_lite.serving.history import VERDICTS, History, Version
-from anomalib_lite.serving.improving import compare, propose
+from anomalib_lite.serving.beside import Beside, Side
+from anomalib_lite.serving.course import Course, described
+from anomalib_lite.serving.drawing import drawn, outlines
+from anomalib_lite.serving.history import ALARM, NO_VERDICT, VERDICTS, History, Version
+from anomalib_lite.serving.improving import Wish, compare, propose
 from anomalib_lite.serving.line import Line
 
 _RECENT = 50
@@ -21,7 +22,8 @@ _RECENT = 50
 def people_routes(lines: Mapping[str, Line], history: History) -> APIRouter:
     """The routes for the page and whoever else looks at what was judged; see `app.make_app`."""
     routes = APIRouter()
-    drifts = {part: Drift(line, history) for part, line in lines.items()}
+    courses = {part: Course(line, history) for part, line in lines.items()}
+    beside = {part: Beside(line) for part, line in lines.items()}
 
     def line_of(part: str) -> Line:
         return known_line(lines, part)
@@ -43,21 +45,29 @@ def people_routes(lines: Mapping[str, Line], history: History) -> APIRouter:
 
     @routes.get("/v1/models/{part}/state")
     def state(part: str) -> dict[str, Any]:
-        """Counts, the observed alarm rate beside the promised one, drift, and what waits."""
+        """Counts, the observed alarm rate beside the promised one, drift, what was confirmed, and what waits."""
         line = line_of(part)
         counts = history.counts(part, version=line.version.number)
-        judged = sum(counts[verdict] for verdict in VERDICTS if verdict != "no verdict")
+        judged = sum(counts[verdict] for verdict in VERDICTS if verdict != NO_VERDICT)
+        drift = courses[part].tell()["drift"]
         return {
             **described(line),
             "counts": counts,
             "judged": judged,
-            "alarm_rate": counts["alarm"] / judged if judged else None,
+            "alarm_rate": counts[ALARM] / judged if judged else None,
             "promised_rate": line.judge.detector.fitted_.calibration.guaranteed_rate,
             "waiting": line.waiting,
             "pictures_full": line.pictures.full,
             "to_look_at": history.count_to_look_at(part),
-            "drift": drifts[part].tell(),
+            "confirmed": history.count_confirmed(part),
+            "drift": {name: drift[name] for name in ("alarm", "direction", "seen", "explanation")},
         }
+
+    @routes.get("/v1/models/{part}/course")
+    def course(part: str) -> dict[str, Any]:
+        """Of the last 200 parts: the share of alarms with its band, the evidence of drift, and the time taken."""
+        line_of(part)
+        return courses[part].tell()
 
     @routes.get("/v1/verdicts/{identity}")
     def verdict(identity: int) -> dict[str, Any]:
@@ -65,12 +75,42 @@ def people_routes(lines: Mapping[str, Line], history: History) -> APIRouter:
         return entry_of(identity)
 
     @routes.get("/v1/verdicts/{identity}/picture")
-    def picture(identity: int, heat: bool = True, width: Annotated[int, Query(ge=16, le=4096)] = 1024) -> Response:
-        """Its picture, with the heat map and the regions over it."""
+    def picture(
+        identity: int,
+        heat: bool = True,
+        outline: bool = True,
+        width: Annotated[int, Query(ge=16, le=4096)] = 1024,
+    ) -> Response:
+        """Its picture, with the heat map and, over that, the regions."""
         entry = entry_of(identity)
-        content = drawn(lines[entry["part"]], entry, heat, width)
+        content = drawn(lines[entry["part"]], entry, heat=heat, outline=outline, width=width)
         if content is None:
             raise HTTPException(404, f"the picture of verdict {identity} is not kept any more, or cannot be read")
+        return Response(content, media_type="image/jpeg")
+
+    @routes.get("/v1/verdicts/{identity}/outlines")
+    def outlines_of(identity: int) -> dict[str, Any]:
+        """Lines around its regions, in pixels of the picture: of every region its rings of corners (x, y)."""
+        entry = entry_of(identity)
+        found = outlines(lines[entry["part"]], entry)
+        return {"height": entry["height"], "width": entry["width"], "regions": found}
+
+    @routes.get("/v1/verdicts/{identity}/nearest")
+    def nearest(identity: int) -> dict[str, Any]:
+        """Its worst patch, and the good patch it is most like; with why the latter's picture cannot be shown."""
+        entry = entry_of(identity)
+        found = beside[entry["part"]].find(entry)
+        if isinstance(found, str):
+            raise HTTPException(404, found)
+        return {**vars(found.nearest), "missing": found.missing}
+
+    @routes.get("/v1/verdicts/{identity}/nearest/{side}")
+    def nearest_picture(identity: int, side: Side, width: Annotated[int, Query(ge=64, le=1024)] = 320) -> Response:
+        """One of the two patches, enlarged: "part" or "good"."""
+        entry = entry_of(identity)
+        content = beside[entry["part"]].drawn(entry, side, width)
+        if content is None:
+            raise HTTPException(404, "there is no picture to show")
         return Response(content, media_type="image/jpeg")
 
     @routes.post("/v1/verdicts/{identity}/said")
@@ -94,15 +134,19 @@ def people_routes(lines: Mapping[str, Line], history: History) -> APIRouter:
 
     @routes.post("/v1/models/{part}/versions")
     def improve(
-        part: str, false_alarm_rate: Annotated[float | None, Body(embed=True, gt=0, lt=1)] = None
+        part: str,
+        learn: Annotated[bool, Body()] = True,
+        false_alarm_rate: Annotated[float | None, Body(gt=0, lt=1)] = None,
+        recalibrate: Annotated[bool, Body()] = False,
+        find_confirmed: Annotated[bool, Body()] = False,
     ) -> dict[str, Any]:
         """Propose a version from what was confirmed; nothing changes until it is released."""
         line = line_of(part)
         try:
-            version, comparison = propose(line, false_alarm_rate=false_alarm_rate)
+            version, comparison, doubts = propose(line, Wish(learn, false_alarm_rate, recalibrate, find_confirmed))
         except ValueError as error:
             raise HTTPException(409, str(error)) from error
-        return {"version": _version(version, line), "comparison": comparison.to_dict()}
+        return {"version": _version(version, line), "comparison": comparison.to_dict(), "doubts": doubts}
 
     @routes.get("/v1/models/{part}/versions/{number}/comparison")
     def comparison(part: str, number: int) -> dict[str, Any]:
@@ -120,7 +164,7 @@ def people_routes(lines: Mapping[str, Line], history: History) -> APIRouter:
             version = line.release(number)
         except KeyError:
             raise HTTPException(404, f"{part} has no version {number}") from None
-        drifts[part] = Drift(line, history)
+        courses[part] = Course(line, history)
         return _version(version, line)
 
     @routes.post("/v1/models/{part}/versions/{number}/discard")
