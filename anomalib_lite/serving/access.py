@@ -30,6 +30,8 @@ PAGE = {
     "/": ("page.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/page.charts.js": ("page.charts.js", "text/javascript"),
+    "/page.zoom.js": ("page.zoom.js", "text/javascript"),
 }
 _OPEN = (*PAGE, "/healthz", "/readyz")  # to everybody
 
