@@ -38,7 +38,7 @@ function show(picture, url) {
 }
 
 const kind = (verdict) => verdict.replace(" ", "-");
-const percent = (share) => share === null ? "–" : `${(100 * share).toPrecision(2).replace(/\.0$/, "")} %`;
+const percent = (share) => share === null ? "–" : `${+(100 * share).toPrecision(2)} %`;
 
 function element(name, text, className) {
   const made = document.createElement(name);
@@ -236,6 +236,7 @@ async function drawStrip() {
 }
 
 function drawState(told) {
+  state.judged = told.judged;
   $("version").textContent = `version ${told.version}, ${told.digest.slice(0, 8)}`;
   $("rate").textContent = told.judged
     ? `${percent(told.alarm_rate)} of ${told.judged} parts alarm with this version; of good ones ${percent(told.promised_rate)} at most are to` +
@@ -270,7 +271,8 @@ async function drawCourse() {
     const now = last(alarms.rates), low = last(alarms.low), high = last(alarms.high);
     const meaning = now > high ? "More than chance gives good parts: there are defects among them, or the line has changed."
       : now < low ? "Fewer than promised." : "As many as good parts may give by chance.";
-    $("rate").textContent += ` Of the last ${alarms.judged}, ${alarms.alarms} do (${percent(now)}); chance allows ${percent(low)} to ${percent(high)}. ${meaning}`;
+    const lately = state.judged > alarms.judged ? ` Of the last ${alarms.judged}, ${alarms.alarms} do (${percent(now)});` : " Of so many,";
+    $("rate").textContent += `${lately} chance allows ${percent(low)} to ${percent(high)}. ${meaning}`;
   }
   chart($("rate-chart"), { values: alarms.rates, band: alarms, lines: [{ value: alarms.promised }], write: percent,
     says: none ? "" : `Share of alarms among the last ${alarms.judged} parts: ${percent(last(alarms.rates))}, promised ${percent(alarms.promised)}, chance allows ${percent(last(alarms.low))} to ${percent(last(alarms.high))}.` });
@@ -437,12 +439,12 @@ $("follow").addEventListener("click", () => {
   if (state.follow && state.entries.length) choose(state.entries[0], false);
 });
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input, select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input:not([type=checkbox], [type=radio]), select, textarea") || event.ctrlKey || event.metaKey || event.altKey) return;
   if ($("zoom").open) return;
   const button = document.querySelector(`button[data-key="${CSS.escape(event.key)}"]`);
   if (button && !button.disabled && !button.hidden) { event.preventDefault(); button.click(); return; }
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-  if (!step || !state.entries.length) return;
+  if (!step || !state.entries.length || event.target.type === "radio") return; // arrows choose among those
   const place = state.entries.findIndex((entry) => state.chosen && entry.id === state.chosen.id);
   const next = state.entries[Math.min(state.entries.length - 1, Math.max(0, place + step))];
   event.preventDefault();
