@@ -11,7 +11,8 @@ pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 from playwright import sync_api
 from serving import encoded, part, running, small_detector, spoilt
 
-from anomalib_lite.serving.app import Settings, make_app
+from anomalib_lite.serving.access import Settings
+from anomalib_lite.serving.app import make_app
 from anomalib_lite.serving.server import open_lines
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -134,6 +135,119 @@ class TestPage:
             page.fill("#token", TOKEN)
             page.get_by_role("button", name="Enter").click()
             expect(page.locator("#verdict")).to_have_text("good")
+
+    def test_a_picture_large_by_keyboard_and_wheel(self, opened, page):
+        expect = sync_api.expect
+        with running(make_app(*opened)) as address:
+            post(address, spoilt(51), "spoilt")
+            page.goto(address)
+            expect(page.locator("#enlarge")).to_be_visible()
+            page.keyboard.press("z")
+            expect(page.locator("#zoom")).to_be_visible()
+            expect(page.locator("#zoom-title")).to_have_text("spoilt: alarm")
+            expect(page.locator("#stage")).to_be_focused()
+            expect(page.locator("#lines path").first).to_be_attached()
+            expect(page.locator("#zoom-scale")).to_have_text("100 %")
+            page.keyboard.press("+")
+            expect(page.locator("#zoom-scale")).to_have_text("140 %")
+            page.locator("#zoom-out").click()
+            expect(page.locator("#zoom-scale")).to_have_text("100 %")
+            page.locator("#stage").hover()
+            page.mouse.wheel(0, -100)
+            expect(page.locator("#zoom-scale")).to_have_text("118 %")
+            before = page.locator("#sheet").evaluate("sheet => sheet.style.transform")
+            page.keyboard.press("ArrowRight")
+            page.mouse.down()
+            page.mouse.move(300, 300)
+            page.mouse.up()
+            assert page.locator("#sheet").evaluate("sheet => sheet.style.transform") != before
+            page.keyboard.press("o")
+            expect(page.locator("#zoom-outline")).to_have_attribute("aria-pressed", "false")
+            expect(page.locator("#lines")).to_be_hidden()
+            page.keyboard.press("h")
+            expect(page.locator("#zoom-heat")).to_have_attribute("aria-pressed", "false")
+            page.keyboard.press("b")  # keys of what lies behind are not meant
+            for _ in range(12):
+                page.keyboard.press("Tab")
+                assert page.evaluate(
+                    "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
+                )
+            page.keyboard.press("Escape")
+            expect(page.locator("#zoom")).to_be_hidden()
+            expect(page.locator("#enlarge")).to_be_focused()
+            expect(page.locator("#said")).to_contain_text("Nobody")
+
+    def test_charts_say_what_they_show(self, opened, page):
+        expect = sync_api.expect
+        with running(make_app(*opened)) as address:
+            for seed in (50, 52, 53):
+                post(address, part(seed), str(seed))
+            post(address, spoilt(51), "spoilt")
+            page.goto(address)
+            expect(page.locator("#name")).to_contain_text("spoilt")
+            for name, text in (("rate", "the last 4 parts: 25 %"), ("drift", "Evidence"), ("latency", "median")):
+                told = page.locator(f"#{name}-chart svg").get_attribute("aria-label")
+                assert text in told
+            expect(page.locator("#rate")).to_contain_text("chance allows")
+            expect(page.locator("#latency")).to_contain_text("Half of the verdicts")
+            assert page.locator("#rate-chart .band").count() == 1
+
+    def test_what_good_looks_like(self, opened, page):
+        expect = sync_api.expect
+        with running(make_app(*opened)) as address:
+            post(address, part(50), "good")
+            page.goto(address)
+            expect(page.locator("#verdict")).to_have_text("good")
+            expect(page.locator("#beside")).to_be_hidden()
+            post(address, spoilt(51), "spoilt")
+            expect(page.locator("#beside-told")).to_contain_text("--good PART=FOLDER")
+            expect(page.locator("#beside-good")).to_be_hidden()
+            opened[0]["nut"].good = opened[0]["nut"].judge.detector.open([part(i) for i in range(24)])
+            page.reload()
+            expect(page.locator("#beside-told")).to_contain_text("Good, from image_")
+            for side in ("part", "good"):
+                assert page.locator(f"#beside-{side}").evaluate(
+                    "image => image.decode().then(() => image.naturalWidth)"
+                )
+
+    def test_another_threshold_and_what_it_changes(self, opened, page):
+        expect = sync_api.expect
+        with running(make_app(*opened)) as address:
+            post(address, spoilt(51), "spoilt")
+            page.goto(address)
+            expect(page.locator("#verdict")).to_have_text("alarm")
+            page.keyboard.press("b")
+            expect(page.locator("#confirmed")).to_contain_text("1 bad")
+            page.get_by_label("Lower it until").check()
+            page.get_by_role("button", name="Propose a new version").click()
+            expect(page.locator("#proposal")).to_contain_text("already")
+            page.fill("#percent", "0.1")
+            expect(page.locator("#by-rate")).to_be_checked()
+            page.keyboard.press("Enter")
+            expect(page.locator("#proposal")).to_contain_text("threshold for 0.1 % of good parts")
+            expect(page.locator(".doubts")).to_contain_text("cannot be promised")
+            post(address, part(60, green=True), "green")
+            expect(page.locator("#name")).to_contain_text("green")
+            page.get_by_label("Leave it").check()
+            page.keyboard.press("g")
+            expect(page.locator("#confirmed")).to_contain_text("1 good, 1 of them alarms")
+            page.get_by_role("button", name="Propose a new version").click()
+            cured = page.locator("#comparison .thumbs button")
+            expect(cured).to_have_count(1)
+            post(address, part(50), "later")
+            expect(page.locator("#name")).to_contain_text("later")
+            cured.click()
+            expect(page.locator("#name")).to_contain_text("green")
+
+    def test_on_paper(self, opened, page):
+        with running(make_app(*opened)) as address:
+            post(address, spoilt(51), "spoilt")
+            page.goto(address)
+            sync_api.expect(page.locator("#verdict")).to_have_text("alarm")
+            page.emulate_media(media="print")
+            for name in ("#good", "#propose", "#percent", "#more"):
+                sync_api.expect(page.locator(name)).to_be_hidden()
+            sync_api.expect(page.locator("#verdict")).to_be_visible()
 
     @pytest.mark.parametrize("width", [360, 820, 1280])
     def test_nothing_is_cut_off(self, opened, page, width):

@@ -1,5 +1,6 @@
 """The server: verdicts over HTTP, history, what people say, versions, and who is let in."""
 
+import datetime
 import json
 import struct
 import threading
@@ -17,11 +18,12 @@ pytest.importorskip("sqlalchemy", reason="SQLAlchemy, of the extra [serve], is n
 from fastapi.testclient import TestClient
 from serving import encoded, part, small_detector, spoilt
 
-from anomalib_lite.serving.app import Settings, is_loopback, make_app
+from anomalib_lite.serving.access import Settings, is_loopback
+from anomalib_lite.serving.app import make_app
 from anomalib_lite.serving.history import History
 from anomalib_lite.serving.line import Line
 from anomalib_lite.serving.pictures import Pictures
-from anomalib_lite.serving.server import open_lines, read_tokens
+from anomalib_lite.serving.server import Retention, open_lines, read_tokens
 
 
 @pytest.fixture(scope="module")
@@ -324,6 +326,275 @@ class TestVersions:
         while busy.is_alive():
             assert score(client, part(50)).status_code == 200
         assert found == [200]
+
+
+class TestCourse:
+    def test_the_rate_beside_its_band(self, client):
+        for i in range(12):
+            score(client, part(400 + i))
+        score(client, spoilt(51))
+        score(client, b"dead")
+        told = client.get("/v1/models/nut/course").json()
+        alarms = told["alarms"]
+        entries = client.get("/v1/models/nut/verdicts").json()
+        expected = [entry["verdict"] == "alarm" for entry in reversed(entries) if entry["verdict"] != "no verdict"]
+        assert (alarms["judged"], alarms["alarms"]) == (13, sum(expected))
+        assert alarms["rates"] == [sum(expected[: i + 1]) / (i + 1) for i in range(13)]
+        assert alarms["promised"] == pytest.approx(2 / 25)  # the largest of 24 parts' levels up to 0.1
+        assert all(low <= alarms["promised"] <= high for low, high in zip(alarms["low"], alarms["high"], strict=True))
+        assert alarms["high"][12] < alarms["high"][0]  # more parts, less room for chance
+        assert len(told["latency"]["milliseconds"]) == 14
+        assert 0 < told["latency"]["median"] <= told["latency"]["p95"]
+        assert len(told["drift"]["evidence"]) == told["drift"]["seen"] == 13
+        assert client.get("/v1/models/none/course").status_code == 404
+
+    def test_before_anything_is_judged(self, client):
+        told = client.get("/v1/models/nut/course").json()
+        assert (told["alarms"]["rates"], told["latency"]["median"]) == ([], None)
+
+    def test_starts_anew_with_another_version(self, client):
+        score(client, part(50))
+        assert client.get("/v1/models/nut/course").json()["alarms"]["judged"] == 1
+        client.post("/v1/models/nut/versions", json={"false_alarm_rate": 0.2})
+        client.post("/v1/models/nut/versions/2/release")
+        assert client.get("/v1/models/nut/course").json()["alarms"]["judged"] == 0
+        client.post("/v1/models/nut/versions/1/release")
+        assert client.get("/v1/models/nut/course").json()["alarms"]["judged"] == 1
+
+    def test_no_more_than_the_last_ones_and_none_left_out(self, opened):
+        from anomalib_lite.serving import course
+
+        line, history = opened[0]["nut"], opened[1]
+        seen = line.judge.look(encoded(part(50)))
+        verdict = line.judge.judge_all([seen], ["a"])[0]
+        about = {"part": "nut", "lot": "", "camera": "", "version": 1, "sampled": False}
+        told = course.Course(line, history)
+        for _ in range(3):  # more at a time than one page of the history
+            history.write([(verdict, about)] * 1500)
+            found = told.tell()
+        assert len(found["alarms"]["rates"]) == 200
+        assert found["drift"]["seen"] == 4500
+        assert course.Course(line, history).tell()["drift"] == found["drift"]
+
+
+class TestNearest:
+    @pytest.fixture
+    def good(self, tmp_path):
+        """Pictures that a model is fitted on, in a folder."""
+        from PIL import Image
+
+        (tmp_path / "good").mkdir()
+        for i in range(24):
+            Image.fromarray(part(i)).save(tmp_path / "good" / f"{i}.png")
+        return tmp_path / "good"
+
+    @pytest.fixture
+    def with_good(self, good, tmp_path):
+        from anomalib_lite import Detector
+
+        detector = Detector(image_size=64, workers=0, false_alarm_rate=0.1).fit(good, groups="each")
+        model = detector.save(tmp_path / "nut.safetensors")
+        lines, history = open_lines(tmp_path / "server", {"nut": model}, good={"nut": good})
+        yield lines, history, detector
+        lines["nut"].stop()
+        history.close()
+
+    def test_is_what_the_detector_says(self, with_good):
+        lines, history, detector = with_good
+        client = TestClient(make_app(lines, history))
+        identity = score(client, spoilt(51)).json()["id"]
+        told = client.get(f"/v1/verdicts/{identity}/nearest").json()
+        (nearest,) = detector.score([spoilt(51)]).nearest
+        assert (told["train_id"], tuple(told["box"])) == (nearest.train_id, nearest.box)
+        assert told["distance"] == pytest.approx(nearest.distance)
+        assert told["missing"] == ""
+        sides = [client.get(f"/v1/verdicts/{identity}/nearest/{side}") for side in ("part", "good")]
+        assert {answer.headers["Content-Type"] for answer in sides} == {"image/jpeg"}
+        assert sides[0].content != sides[1].content
+        assert client.get(f"/v1/verdicts/{identity}/nearest/..%2fgood").status_code in (404, 422)
+
+    def test_without_pictures_it_says_so(self, client):
+        identity = score(client, spoilt(51)).json()["id"]
+        assert "--good" in client.get(f"/v1/verdicts/{identity}/nearest").json()["missing"]
+        assert client.get(f"/v1/verdicts/{identity}/nearest/part").status_code == 200
+        assert client.get(f"/v1/verdicts/{identity}/nearest/good").status_code == 404
+        dead = score(client, b"dead").json()["id"]
+        assert client.get(f"/v1/verdicts/{dead}/nearest").status_code == 404
+
+    def test_other_pictures_of_the_same_names_are_not_shown(self, with_good, good):
+        from PIL import Image
+
+        lines, history, _ = with_good
+        client = TestClient(make_app(lines, history))
+        identity = score(client, spoilt(51)).json()["id"]
+        for path in good.iterdir():
+            Image.fromarray(part(1)[:50]).save(path)
+        assert "is not the one" in client.get(f"/v1/verdicts/{identity}/nearest").json()["missing"]
+
+    def test_what_was_learnt_is_kept_and_shown(self, client, opened):
+        line = opened[0]["nut"]
+        green = score(client, part(60, green=True)).json()["id"]
+        other = score(client, spoilt(51)).json()["id"]
+        client.post(f"/v1/verdicts/{green}/said", json={"good": True})
+        client.post("/v1/models/nut/versions", json={})
+        client.post("/v1/models/nut/versions/2/release")
+        line.pictures.gigabytes = 0.0
+        line.pictures.sweep(now=True)
+        assert line.pictures.read(other) is None
+        assert line.pictures.read(green) is not None
+        line.pictures.forget([green])
+        assert line.pictures.grid(green) is not None
+        line.pictures.gigabytes = 1.0
+        found = []
+        for seed in range(60, 70):
+            again = score(client, part(seed, green=True)).json()["id"]
+            told = client.get(f"/v1/verdicts/{again}/nearest").json()
+            shown = client.get(f"/v1/verdicts/{again}/nearest/good").status_code == 200
+            found.append((told["train_id"], shown))
+        assert (f"verdict {green}", True) in found
+        assert all(shown == (name == f"verdict {green}") for name, shown in found)
+
+    def test_a_part_of_an_earlier_version(self, client):
+        identity = score(client, spoilt(51)).json()["id"]
+        before = client.get(f"/v1/verdicts/{identity}/nearest").json()
+        client.post("/v1/models/nut/versions", json={"false_alarm_rate": 0.2})
+        client.post("/v1/models/nut/versions/2/release")
+        told = TestClient(client.app).get(f"/v1/verdicts/{identity}/nearest").json()
+        assert told == before
+
+    def test_outlines(self, client):
+        alarm, good = (score(client, pixels).json()["id"] for pixels in (spoilt(51), part(50)))
+        told = client.get(f"/v1/verdicts/{alarm}/outlines").json()
+        assert (told["height"], told["width"]) == (64, 64)
+        corners = np.array([corner for rings in told["regions"] for ring in rings for corner in ring])
+        assert np.all((corners >= 0) & (corners <= 64))
+        assert np.ptp(corners, axis=0).max() > 8
+        assert client.get(f"/v1/verdicts/{good}/outlines").json()["regions"] == []
+        painted = [
+            client.get(f"/v1/verdicts/{alarm}/picture", params={"outline": outline}).content for outline in (0, 1)
+        ]
+        assert painted[0] != painted[1]
+
+    @pytest.mark.parametrize(("good", "text"), [({"bolt": "."}, "no part type 'bolt'"), ({"nut": "none"}, "none")])
+    def test_pictures_that_are_none(self, models, tmp_path, good, text):
+        given = {name: tmp_path / folder for name, folder in good.items()}
+        with pytest.raises((ValueError, OSError), match=text):
+            open_lines(tmp_path / "server", {"nut": models["nut"]}, good=given)
+        assert not (tmp_path / "server").exists()
+
+
+class TestRetention:
+    @staticmethod
+    def aged(opened, days):
+        """An alarm, a pass, an alarm spoken of and one spoken of and taken back, all so old."""
+        lines, history = opened
+        client = TestClient(make_app(lines, history))
+        ids = [score(client, pixels).json()["id"] for pixels in (spoilt(51), part(50), spoilt(52), part(53))]
+        client.post(f"/v1/verdicts/{ids[2]}/said", json={"good": True})
+        client.post(f"/v1/verdicts/{ids[3]}/said", json={"good": True})
+        client.post(f"/v1/verdicts/{ids[3]}/said", json={"good": None})
+        time = (datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=days)).isoformat()
+        with history._transaction() as connection:
+            connection.execute(history._verdicts.update().values(time=time))
+        return lines["nut"].pictures, history, ids
+
+    @pytest.mark.parametrize(("days", "left"), [(399, [0, 1, 2, 3]), (401, [0, 2, 3]), (1201, [2, 3])])
+    def test_by_days_and_never_what_was_spoken_of(self, opened, days, left):
+        pictures, history, ids = self.aged(opened, days)
+        assert Retention().apply(history, pictures) == 4 - len(left)
+        assert [i for i, identity in enumerate(ids) if history.entry(identity) is not None] == left
+        assert [i for i, identity in enumerate(ids) if pictures.read(identity) is not None] == left
+
+    def test_new_ones_stay_and_get_new_numbers(self, opened):
+        pictures, history, ids = self.aged(opened, 5000)
+        lines = opened[0]
+        fresh = lines["nut"].submit(encoded(part(54))).result(20)[0]
+        assert Retention().apply(history, pictures) == 2
+        assert history.entry(fresh) is not None
+        assert lines["nut"].submit(encoded(part(55))).result(20)[0] > fresh > max(ids)
+
+    def test_many_are_removed_a_few_at_a_time(self, opened, monkeypatch):
+        from anomalib_lite.serving import history as module
+
+        pictures, history, _ = self.aged(opened, 5000)
+        monkeypatch.setattr(module, "_FORGOTTEN_AT_ONCE", 1)
+        assert Retention().apply(history, pictures) == 2
+
+    @pytest.mark.parametrize(("days", "alarm_days"), [(0, 10), (10, 9), (-1, -1)])
+    def test_days_that_are_none(self, days, alarm_days):
+        with pytest.raises(ValueError, match="--keep-history-days"):
+            Retention(days, alarm_days)
+
+    def test_forever(self, opened):
+        pictures, history, _ = self.aged(opened, 5000)
+        assert Retention(1e12, 1e12).apply(history, pictures) == 0
+
+
+class TestImproving:
+    @staticmethod
+    def confirm(client, pixels, good):
+        told = score(client, pixels).json()
+        client.post(f"/v1/verdicts/{told['id']}/said", json={"good": good})
+        return told
+
+    @staticmethod
+    def propose(client, **wish):
+        return client.post("/v1/models/nut/versions", json=wish)
+
+    def test_from_confirmed_good_parts(self, client):
+        for i in range(30):
+            self.confirm(client, part(500 + i), True)
+        told = self.propose(client, learn=False, recalibrate=True).json()
+        assert "threshold from 30 confirmed good parts" in told["version"]["note"]
+        assert told["comparison"]["before"]["threshold"] != told["comparison"]["after"]["threshold"]
+        assert not any("alarms that were good" in doubt for doubt in told["doubts"])
+
+    def test_few_parts_and_alarms_alone_are_doubted(self, client):
+        for i in range(4):
+            self.confirm(client, part(60 + i, green=True), True)
+        doubts = " ".join(self.propose(client, learn=False, recalibrate=True).json()["doubts"])
+        assert "too few" in doubts
+        assert "alarms that were good" in doubts
+
+    def test_every_confirmed_defect_alarms(self, client):
+        weak = next(
+            told
+            for seed in range(600, 640)
+            if (told := score(client, part(seed)).json())["verdict"] == "good" and told["p_value"] < 0.5
+        )
+        client.post(f"/v1/verdicts/{weak['id']}/said", json={"good": False})  # a defect that passed
+        told = self.propose(client, learn=False, find_confirmed=True).json()
+        assert told["comparison"]["newly_found"] == [weak["id"]]
+        assert told["comparison"]["after"]["threshold"] < told["comparison"]["before"]["threshold"]
+        assert "of good parts" in told["version"]["note"]
+
+    def test_defects_that_alarm_already_raise_no_threshold(self, client):
+        self.confirm(client, spoilt(51), False)
+        answer = self.propose(client, learn=False, find_confirmed=True)
+        assert answer.status_code == 409
+        assert "already" in answer.json()["detail"]
+
+    def test_nothing_to_go_by(self, client):
+        for wish, text in (
+            ({"recalibrate": True}, "as good"),
+            ({"find_confirmed": True}, "as bad"),
+            ({"find_confirmed": True, "false_alarm_rate": 0.1}, "choose one"),
+            ({"learn": False}, "nothing to learn"),
+        ):
+            answer = self.propose(client, **wish)
+            assert answer.status_code == 409
+            assert text in answer.json()["detail"]
+        assert len(client.get("/v1/models/nut/versions").json()) == 1
+
+    def test_a_rate_that_cannot_be_promised(self, client):
+        assert "cannot be promised" in self.propose(client, false_alarm_rate=0.001).json()["doubts"][0]
+
+    def test_what_was_confirmed_is_counted(self, client):
+        self.confirm(client, spoilt(51), False)
+        self.confirm(client, part(50), True)
+        self.confirm(client, part(60, green=True), True)
+        told = client.get("/v1/models/nut/state").json()["confirmed"]
+        assert told == {"good": 2, "false_alarms": 1, "bad": 1}
 
 
 class TestWhoIsLetIn:

@@ -72,7 +72,7 @@ class TestOnce:
         assert watch.look() == 0
         assert watch.look() == 0
         found = entries(tmp_path)
-        assert [entry["file"] for entry in found] == [f"{i}.png" for i in range(4)]
+        assert [entry["id"] for entry in found] == [f"{i}.png" for i in range(4)]
         assert told == found
         scores = detector.score([folder / f"{i}.png" for i in range(4)])
         assert [entry["verdict"] for entry in found] == scores.verdicts
@@ -86,7 +86,7 @@ class TestOnce:
         watched().look()
         put(folder, "new.png", 200)
         watched().look()
-        assert [entry["file"] for entry in entries(tmp_path)] == ["0.png", "1.png", "2.png", "new.png"]
+        assert [entry["id"] for entry in entries(tmp_path)] == ["0.png", "1.png", "2.png", "new.png"]
 
     def test_another_picture_of_the_same_name_is_judged(self, watched, folder, tmp_path):
         put(folder, "a.png", 100)
@@ -94,7 +94,7 @@ class TestOnce:
         watch.look()
         put(folder, "a.png", 101, age=5)
         watch.look()
-        assert [entry["file"] for entry in entries(tmp_path)] == ["a.png", "a.png"]
+        assert [entry["id"] for entry in entries(tmp_path)] == ["a.png", "a.png"]
 
     def test_what_is_hidden_or_no_picture_is_passed_over(self, watched, folder, tmp_path):
         put(folder, ".hidden.png", 100)
@@ -102,7 +102,7 @@ class TestOnce:
         put(folder, "deeper/in/b.png", 102)
         (folder / "notes.txt").write_text("nothing")
         watched().look()
-        assert [entry["file"] for entry in entries(tmp_path)] == ["deeper/in/b.png"]
+        assert [entry["id"] for entry in entries(tmp_path)] == ["deeper/in/b.png"]
 
     def test_a_pipe_does_not_stop_it(self, watched, folder, tmp_path):
         os.mkfifo(folder / "pipe.png")
@@ -111,7 +111,7 @@ class TestOnce:
         watch = watched(complain=said.append)
         watch.look()
         watch.look()
-        assert [entry["file"] for entry in entries(tmp_path)] == ["a.png"]
+        assert [entry["id"] for entry in entries(tmp_path)] == ["a.png"]
         assert len(said) == 1
         assert "pipe.png is no file" in said[0]
 
@@ -257,7 +257,7 @@ class TestRunning:
         stop.set()
         thread.join(10)
         assert not thread.is_alive()
-        assert [entry["file"] for entry in entries(tmp_path)] == ["0.png", "1.png", "2.png"]
+        assert [entry["id"] for entry in entries(tmp_path)] == ["0.png", "1.png", "2.png"]
 
 
 class TestCommand:
@@ -276,17 +276,17 @@ class TestCommand:
         told = []
         for kill_after in (3, 9):
             process = self.start(folder, model, "--move-to", str(out))
-            told += [json.loads(process.stdout.readline())["file"] for _ in range(kill_after)]
+            told += [json.loads(process.stdout.readline())["id"] for _ in range(kill_after)]
             process.send_signal(signal.SIGKILL)
-            told += [json.loads(line)["file"] for line in process.stdout.read().splitlines() if line.endswith("}")]
+            told += [json.loads(line)["id"] for line in process.stdout.read().splitlines() if line.endswith("}")]
             process.wait()
         process = self.start(folder, model, "--move-to", str(out), "--once")
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
         lines = [json.loads(line) for line in journal.read_text().splitlines()]
-        assert [line["file"] for line in lines] == [f"{i:02d}.png" for i in range(30)]
+        assert [line["id"] for line in lines] == [f"{i:02d}.png" for i in range(30)]
         assert [line["seq"] for line in lines] == list(range(1, 31))
-        assert set(told) <= {line["file"] for line in lines}
+        assert set(told) <= {line["id"] for line in lines}
         assert not list(folder.iterdir())
         assert len(list(out.rglob("*.png"))) == 30
 

@@ -125,14 +125,26 @@ def coverage_verdict(
     return Coverage(
         n_good=n,
         at_rates=tuple(
-            RateCoverage(rate, int((values <= rate).sum()), n, _band(rate, n, smallest_rate)) for rate in supported
+            RateCoverage(rate, int((values <= rate).sum()), n, alarm_band(rate, n, smallest_rate)) for rate in supported
         ),
         unsupported=tuple(rate for rate in rates if rate < smallest_rate),
     )
 
 
-def _band(rate: float, n: int, smallest_rate: float) -> tuple[int, int]:
-    """Counts of alarms among `n` good images that chance explains, of these images and of those that calibrate."""
+def alarm_band(rate: float, n: int, smallest_rate: float) -> tuple[int, int]:
+    """Counts of alarms among `n` good images that chance explains, of these images and of those that calibrate.
+
+    Parameters
+    ----------
+    rate : that is promised, in (0, 1)
+    n : good images, at least 1
+    smallest_rate : `Calibration.smallest_rate`; 0 for as many calibration images as one likes
+
+    Examples
+    --------
+    >>> alarm_band(0.05, 100, 0.0), alarm_band(0.05, 100, 0.05)
+    ((1, 10), (0, 19))
+    """
     if smallest_rate <= 0:
         return binomial_band(rate, n)
     levels = round(1 / smallest_rate)  # calibration images and one

@@ -96,29 +96,33 @@ def serve(
     model: Annotated[
         list[str] | None, typer.Option("--model", "-m", help="NAME=FILE: a model by its part type; of a known one new")
     ] = None,
+    good: Annotated[
+        list[str] | None,
+        typer.Option(help="PART=FOLDER: pictures its model was fitted on, shown beside what is judged"),
+    ] = None,
     host: Annotated[str, typer.Option(help="address to listen on; all but loopback need --tokens")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8000,
     tokens: Annotated[Path | None, typer.Option(help="file of tokens, a line each: NAME TOKEN")] = None,
     keep_days: Annotated[float, typer.Option(help="days that pictures of parts that passed are kept")] = 30.0,
     keep_gigabytes: Annotated[float, typer.Option(help="of all pictures; alarms are kept longest")] = 20.0,
+    keep_history_days: Annotated[
+        float, typer.Option(help="days that verdicts are kept of which nobody said anything; the others stay")
+    ] = 400.0,
+    keep_alarm_days: Annotated[float, typer.Option(help="the same, of alarms; at least as many")] = 1200.0,
     queue_size: Annotated[int, typer.Option(help="pictures of a part type that may wait")] = 64,
     largest_body: Annotated[int, typer.Option(help="bytes of a request")] = 64 << 20,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="larger pictures get no verdict [default: as fitted]")] = None,
 ) -> None:
     """Serve models over HTTP, with a page that shows what happens and learns from what people say of it."""
-    from anomalib_lite.serving.app import Settings, is_loopback
-    from anomalib_lite.serving.server import open_lines, read_tokens, run
+    from anomalib_lite.serving.access import Settings, is_loopback
+    from anomalib_lite.serving.server import Retention, open_lines, read_tokens, run
 
     known = read_tokens(tokens)
     if not known and not is_loopback(host):
         raise ValueError(f"--host {host} can be reached from other machines: give --tokens, a file of NAME TOKEN lines")
-    given = {}
-    for text in model or []:
-        name, _, file = text.partition("=")
-        if not file:
-            raise ValueError(f"--model {text}: give NAME=FILE, such as nut=nut.safetensors")
-        given[name] = Path(file)
+    given = _by_part("--model", model, "nut=nut.safetensors")
+    retention = Retention(keep_history_days, keep_alarm_days)
     lines, history = open_lines(
         folder,
         given,
@@ -126,9 +130,22 @@ def serve(
         gigabytes=keep_gigabytes,
         queue_size=queue_size,
         load={"device": device, "max_pixels": max_pixels},
+        good=_by_part("--good", good, "nut=nut/train/good"),
     )
     typer.echo(f"serving {', '.join(sorted(lines))} at http://{host}:{port}", err=True)
-    run(lines, history, Settings(tokens=known, largest_body=largest_body), host=host, port=port)
+    settings = Settings(tokens=known, largest_body=largest_body)
+    run(lines, history, settings, host=host, port=port, retention=retention)
+
+
+def _by_part(flag: str, given: list[str] | None, example: str) -> dict[str, Path]:
+    """Paths by part type, of texts PART=PATH."""
+    found = {}
+    for text in given or []:
+        name, _, path = text.partition("=")
+        if not path:
+            raise ValueError(f"{flag} {text}: give PART=PATH, such as {example}")
+        found[name] = Path(path)
+    return found
 
 
 def serve_demo(
@@ -137,15 +154,16 @@ def serve_demo(
     seconds: Annotated[float, typer.Option(help="from part to part")] = 1.0,
 ) -> None:
     """Serve drawn parts before a simulated camera: open the page, and try it."""
-    from anomalib_lite.serving.app import Settings
-    from anomalib_lite.serving.demo import PART, Camera, demo_model
+    from anomalib_lite.serving.access import Settings
+    from anomalib_lite.serving.demo import PART, Camera, demo_model, good_folder
     from anomalib_lite.serving.server import open_lines, run
 
     typer.echo("drawing and learning good parts ..." if not (folder / "model.safetensors").exists() else "", err=True)
     model = demo_model(folder / "model.safetensors")
     # The page may have gone on to other versions since.
     there = (folder / "server" / "models" / PART).is_dir()
-    lines, history = open_lines(folder / "server", {} if there else {PART: model})
+    good = {PART: good_folder(model)} if good_folder(model).is_dir() else {}
+    lines, history = open_lines(folder / "server", {} if there else {PART: model}, good=good)
     address = f"http://127.0.0.1:{port}"
     typer.echo(f"open {address} in a browser; Ctrl-C ends it", err=True)
     camera = Camera(address, seconds, lambda text: typer.echo(f"warning: {text}", err=True))

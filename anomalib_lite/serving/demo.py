@@ -32,10 +32,17 @@ _GREEN = np.array([0.55, 1.12, 0.65])
 def demo_model(path: Path) -> Path:
     """A model of drawn parts, fitted if it is not there yet."""
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        good = [render_part(np.random.default_rng((1, i)), _SIDE)[0] for i in range(_TRAINING)]
+        good = good_folder(path)
+        good.mkdir(parents=True, exist_ok=True)
+        for i in range(_TRAINING):
+            Image.fromarray(render_part(np.random.default_rng((1, i)), _SIDE)[0]).save(good / f"{i:03d}.png")
         Detector(false_alarm_rate=_RATE).fit(good, groups="each").save(path)
     return path
+
+
+def good_folder(model: Path) -> Path:
+    """Where the pictures are that the demo's model was fitted on."""
+    return model.with_name("good")
 
 
 def demo_part(number: int) -> tuple[str, np.ndarray]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.judging import Verdict
@@ -22,7 +22,52 @@ from anomalib_lite.results import NO_VERDICT
 VERDICTS = (GOOD, LOOK_AGAIN, ALARM, NO_VERDICT)
 _MOST = 1000  # entries told at once
 
+_FORGOTTEN_AT_ONCE = 1000  # rows: verdicts that come meanwhile wait no longer for the disk than for a full batch
+
 PROPOSED, RELEASED, DISCARDED = "proposed", "released", "discarded"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What is kept of every verdict under one name.
+
+    Attributes
+    ----------
+    name : as in the table and in every export
+    kind : "Text", "Float", "Integer" or "Boolean"
+    may_be_empty : whether it is None of some verdicts
+    of_verdict : whether it is what `Verdict.to_dict` has under that name
+    """
+
+    name: str
+    kind: Literal["Text", "Float", "Integer", "Boolean"] = "Text"
+    may_be_empty: bool = False
+    of_verdict: bool = False
+
+
+# All but the id, in the order of exports.
+COLUMNS = (
+    Column("part"),
+    Column("name"),
+    Column("lot"),
+    Column("camera"),
+    Column("time", of_verdict=True),
+    Column("verdict", of_verdict=True),
+    Column("reason", of_verdict=True),
+    Column("score", "Float", may_be_empty=True, of_verdict=True),
+    Column("p_value", "Float", may_be_empty=True, of_verdict=True),
+    Column("threshold", "Float", of_verdict=True),
+    Column("false_alarm_rate", "Float", of_verdict=True),
+    Column("version", "Integer"),
+    Column("model", of_verdict=True),
+    Column("picture", of_verdict=True),
+    Column("height", "Integer", may_be_empty=True),
+    Column("width", "Integer", may_be_empty=True),
+    Column("milliseconds", "Float", of_verdict=True),
+    Column("sampled", "Boolean"),
+    Column("good", "Boolean", may_be_empty=True),  # what people said last; None: nothing
+    Column("regions"),  # JSON
+)
 
 
 @dataclass(frozen=True)
@@ -73,26 +118,7 @@ class History:
             "verdicts",
             metadata,
             sql.Column("id", sql.Integer, primary_key=True, autoincrement=True),
-            sql.Column("part", sql.Text, nullable=False),
-            sql.Column("name", sql.Text, nullable=False),
-            sql.Column("lot", sql.Text, nullable=False),
-            sql.Column("camera", sql.Text, nullable=False),
-            sql.Column("time", sql.Text, nullable=False),
-            sql.Column("verdict", sql.Text, nullable=False),
-            sql.Column("reason", sql.Text, nullable=False),
-            sql.Column("score", sql.Float),
-            sql.Column("p_value", sql.Float),
-            sql.Column("threshold", sql.Float, nullable=False),
-            sql.Column("false_alarm_rate", sql.Float, nullable=False),
-            sql.Column("version", sql.Integer, nullable=False),
-            sql.Column("model", sql.Text, nullable=False),
-            sql.Column("picture", sql.Text, nullable=False),
-            sql.Column("height", sql.Integer),
-            sql.Column("width", sql.Integer),
-            sql.Column("milliseconds", sql.Float, nullable=False),
-            sql.Column("regions", sql.Text, nullable=False),
-            sql.Column("sampled", sql.Boolean, nullable=False),
-            sql.Column("good", sql.Boolean),  # what people said last; None: nothing
+            *(sql.Column(one.name, getattr(sql, one.kind), nullable=one.may_be_empty) for one in COLUMNS),
             sql.Index("by_part", "part", "id"),
             sql.Index("by_version", "part", "version", "verdict"),
             sqlite_autoincrement=True,
@@ -146,7 +172,7 @@ class History:
         for verdict, about in entries:
             told = verdict.to_dict()
             height, width = verdict.size or (None, None)
-            own = {name: told[name] for name in _OWN}
+            own = {one.name: told[one.name] for one in COLUMNS if one.of_verdict}
             regions = json.dumps(told["regions"])
             rows.append({**own, **about, "name": verdict.id, "height": height, "width": width, "regions": regions})
         with self._transaction() as connection:
@@ -218,6 +244,29 @@ class History:
             found = dict(tuple(row) for row in connection.execute(query))
         return {verdict: found.get(verdict, 0) for verdict in VERDICTS}
 
+    def course(self, part: str, version: int, *, since: int, limit: int) -> list[dict[str, Any]]:
+        """The last `limit` verdicts by a version after the id `since`, the earliest first, without their regions."""
+        table = self._verdicts
+        told = (table.c.id, table.c.verdict, table.c.p_value, table.c.milliseconds)
+        query = self._sql.select(*told).where(table.c.part == part, table.c.version == version, table.c.id > since)
+        query = query.order_by(table.c.id.desc()).limit(limit)
+        with self._engine.connect() as connection:
+            return [dict(row._mapping) for row in connection.execute(query)][::-1]
+
+    def count_confirmed(self, part: str) -> dict[str, int]:
+        """How many parts were confirmed as good, how many of those had alarmed, and how many were confirmed as bad."""
+        table, count = self._verdicts, self._sql.func.count()
+        query = self._sql.select(table.c.good, table.c.verdict == ALARM, count).where(table.c.part == part)
+        query = query.where(table.c.good.is_not(None)).group_by(table.c.good, table.c.verdict == ALARM)
+        with self._engine.connect() as connection:
+            found = {(bool(good), bool(alarm)): number for good, alarm, number in connection.execute(query)}
+        false_alarms = found.get((True, True), 0)
+        return {
+            "good": false_alarms + found.get((True, False), 0),
+            "false_alarms": false_alarms,
+            "bad": found.get((False, True), 0) + found.get((False, False), 0),
+        }
+
     def all(
         self, *, part: str | None = None, since: str | None = None, until: str | None = None
     ) -> Iterator[dict[str, Any]]:
@@ -230,6 +279,33 @@ class History:
         with self._engine.connect() as connection:
             for row in connection.execution_options(yield_per=_MOST).execute(query):
                 yield _told(row)
+
+    def forget(self, before: str, alarms_before: str) -> list[int]:
+        """Remove verdicts of before a time (ISO 8601 in UTC) that nobody has ever said anything of; the ids of some.
+
+        Alarms are removed by a time of their own. Those that somebody spoke of stay, also where it was taken back.
+        An empty list says that nothing is left to be removed; SQLite uses the room again.
+
+        Raises
+        ------
+        OSError
+            If they cannot be.
+        """
+        table, said = self._verdicts, self._said
+        too_old = self._sql.or_(
+            self._sql.and_(table.c.verdict != ALARM, table.c.time < before),
+            self._sql.and_(table.c.verdict == ALARM, table.c.time < alarms_before),
+        )
+        spoken_of = self._sql.exists().where(said.c.verdict_id == table.c.id)
+        # Ids follow time, so that what is too old is all before the first that is not, and no more is looked at.
+        kept = self._sql.select(table.c.id).where(table.c.time >= max(before, alarms_before))
+        first = kept.order_by(table.c.id).limit(1).scalar_subquery()
+        query = self._sql.select(table.c.id).where(too_old, ~spoken_of)
+        query = query.where(self._sql.or_(first.is_(None), table.c.id < first))
+        with self._transaction() as connection:
+            found = list(connection.execute(query.order_by(table.c.id).limit(_FORGOTTEN_AT_ONCE)).scalars())
+            connection.execute(table.delete().where(table.c.id.in_(found)))
+        return found
 
     # ---------------------------------------------------------------- what people say
 
@@ -302,20 +378,6 @@ class History:
                 yield connection
         except self._sql.exc.DatabaseError as error:
             raise OSError(f"{self.path}: {error.orig}") from error
-
-
-_OWN = (
-    "time",
-    "verdict",
-    "reason",
-    "score",
-    "p_value",
-    "threshold",
-    "false_alarm_rate",
-    "model",
-    "picture",
-    "milliseconds",
-)
 
 
 def _told(row: Any) -> dict[str, Any]:

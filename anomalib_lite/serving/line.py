@@ -20,6 +20,7 @@ from typing import Any
 from anomalib_lite.detector import Detector
 from anomalib_lite.fitted.calibration import ALARM, GOOD
 from anomalib_lite.fitted.core import Fitted
+from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.judging import Judge, Seen, Verdict
 from anomalib_lite.machine.threads import computing
 from anomalib_lite.serving.history import RELEASED, History, Version
@@ -90,6 +91,7 @@ class Line:
         self.judge: Judge
         self.version: Version
         self._threads: list[threading.Thread] = []
+        self.good: ImageSource | None = None  # what the model was fitted on, where the server was given it
 
     def add_model(self, model: Path | Detector, note: str, *, state: str = RELEASED) -> Version:
         """Take a model in as a new version; the first one judges."""

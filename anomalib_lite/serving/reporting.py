@@ -11,14 +11,10 @@ from typing import Any
 
 from anomalib_lite.files.tables import as_text as cell
 from anomalib_lite.files.tables import write_csv
-from anomalib_lite.serving.history import VERDICTS
+from anomalib_lite.serving.history import COLUMNS, VERDICTS
 
 _FIRST_SHIFT, _HOURS = 6, 8
-_COLUMNS = (
-    *("id", "part", "name", "lot", "camera", "time", "verdict", "reason", "score", "p_value", "threshold"),
-    *("false_alarm_rate", "version", "model", "picture", "height", "width", "milliseconds", "sampled", "good"),
-    "regions",
-)
+_COLUMNS = ("id", *(one.name for one in COLUMNS))
 
 
 def report(entries: Iterable[dict[str, Any]], by: str) -> list[dict[str, Any]]:
@@ -86,10 +82,8 @@ def export_parquet(entries: Iterable[dict[str, Any]], path: Path) -> Path:
         from pyarrow import parquet
     except ImportError as error:
         raise ImportError("Parquet needs pyarrow: pip install pyarrow") from error
-    numbers = {"id": arrow.int64(), "version": arrow.int64(), "height": arrow.int64(), "width": arrow.int64()}
-    numbers |= dict.fromkeys(("score", "p_value", "threshold", "false_alarm_rate", "milliseconds"), arrow.float64())
-    numbers |= {"sampled": arrow.bool_(), "good": arrow.bool_()}
-    schema = arrow.schema([(name, numbers.get(name, arrow.string())) for name in _COLUMNS])
+    kinds = {"Text": arrow.string(), "Float": arrow.float64(), "Integer": arrow.int64(), "Boolean": arrow.bool_()}
+    schema = arrow.schema([("id", arrow.int64()), *((one.name, kinds[one.kind]) for one in COLUMNS)])
     rows = [{name: _plain(entry[name]) for name in _COLUMNS} for entry in entries]
     parquet.write_table(arrow.Table.from_pylist(rows, schema=schema), path)
     return path

@@ -132,8 +132,8 @@ class Watch:
         if verdict.verdict == NO_VERDICT and not verdict.picture and (patient or not path.exists()):
             return False  # it is still being written, or gone
         self._heard = time.monotonic()
-        name, size, changed = key
-        if not self._write(verdict, {"file": name, "bytes": size, "changed": changed}):
+        _, size, changed = key
+        if not self._write(verdict, {"bytes": size, "changed": changed}):
             self.judge.last = before  # it will be judged again
             return False
         self._done[key] = verdict.verdict
@@ -220,7 +220,7 @@ def _key(folder: Path, path: Path) -> Key | None:
 
 
 def _key_of(entry: dict[str, Any]) -> Key | None:
-    name, size, changed = (entry.get(part) for part in ("file", "bytes", "changed"))
+    name, size, changed = (entry.get(part) for part in ("id", "bytes", "changed"))
     if isinstance(name, str) and isinstance(size, int) and isinstance(changed, int):
         return name, size, changed
     return None
