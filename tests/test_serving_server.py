@@ -168,7 +168,10 @@ class TestScore:
         answer = score(client, part(50))
         assert answer.status_code == 503
         assert answer.headers["Retry-After"] == "5"
+        monkeypatch.setattr(history, "check", lambda: full([]))
+        assert client.get("/readyz").status_code == 503
         monkeypatch.undo()
+        assert client.get("/readyz").status_code == 200
         assert score(client, part(50)).status_code == 200
 
 

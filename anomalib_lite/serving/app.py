@@ -40,6 +40,20 @@ def _number_of(line: Line) -> float:
     return float(line.version.number)
 
 
+_PICTURE = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"file": {"type": "array", "items": _PICTURE}}, "required": ["file"]}
+_TAKES_PICTURES = {  # the body is read by hand, so that what is too large is refused before it is taken in
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _PICTURE},
+            "application/octet-stream": {"schema": _PICTURE},
+            "multipart/form-data": {"schema": _FORM},
+        },
+    }
+}
+
+
 class _Meters:
     """What /metrics tells, for one server."""
 
@@ -105,11 +119,13 @@ def make_app(lines: Mapping[str, Line], history: History, settings: Settings | N
         """Whether the process answers."""
         return {"status": "ok"}
 
-    @app.get("/readyz")
+    @app.get("/readyz", responses={503: {"description": "nothing can be written down, so nothing is judged"}})
     def ready() -> dict[str, Any]:
-        """Whether it can judge: models are loaded, and the history can be read."""
-        for part in lines:
-            history.current(part)
+        """Whether it can judge: models are loaded, and verdicts can be written down."""
+        try:
+            history.check()
+        except OSError as error:
+            raise HTTPException(503, "nothing can be written down", headers={"Retry-After": "5"}) from error
         return {"status": "ok", "models": sorted(lines)}
 
     @app.get("/metrics")
@@ -122,7 +138,7 @@ def make_app(lines: Mapping[str, Line], history: History, settings: Settings | N
         """The part types, and the version that judges each."""
         return [described(line) for _, line in sorted(lines.items())]
 
-    @app.post("/v1/models/{part}/score")
+    @app.post("/v1/models/{part}/score", openapi_extra=_TAKES_PICTURES)
     async def score(
         request: Request,
         part: str,
