@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,14 +17,16 @@ from anomalib_lite.serving.line import Line
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _LARGEST_WORDS = 1 << 16  # bytes of a request that brings no picture
-HEADERS = {
+_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
 }
+_ENCODED = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
 # What the page is made of: it holds nothing of anybody's, and asks for the token itself.
 PAGE = {
     "/": ("page.html", "text/html"),
@@ -91,6 +93,34 @@ def unwelcome(request: Request, settings: Settings) -> tuple[int, str, str] | No
     if any(hmac.compare_digest(given, token.encode()) for token in settings.tokens):
         return None
     return 401, "a token is needed: Authorization: Bearer TOKEN", "token"
+
+
+class Guard:
+    """Stands before the application, as ASGI: refuses who is unwelcome, and says what answers may be used for."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, refused: Callable[[str], None]):
+        self.app, self.settings, self.refused = app, settings, refused
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        from starlette.requests import Request
+        from starlette.responses import JSONResponse
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_ENCODED]
+            await send(message)
+
+        problem = unwelcome(Request(scope), self.settings)
+        if problem is None:
+            await self.app(scope, receive, send_with_headers)
+            return
+        status, detail, word = problem
+        self.refused(word)
+        headers = {"WWW-Authenticate": "Bearer"} if status == 401 else None
+        await JSONResponse({"detail": detail}, status, headers)(scope, receive, send_with_headers)
 
 
 def known_line(lines: Mapping[str, Line], part: str) -> Line:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any
 
 from anomalib_lite.judging import Verdict
-from anomalib_lite.serving.access import HEADERS, Settings, UnknownError, known_line, unwelcome
+from anomalib_lite.serving.access import Guard, Settings, UnknownError, known_line
 from anomalib_lite.serving.course import described
 from anomalib_lite.serving.history import VERDICTS, History
 from anomalib_lite.serving.line import BusyError, Line
@@ -97,18 +97,7 @@ def make_app(lines: Mapping[str, Line], history: History, settings: Settings | N
     app = FastAPI(title="anomalib_lite", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
 
-    @app.middleware("http")
-    async def guard(request: Request, proceed: Callable[[Request], Awaitable[Response]]) -> Response:
-        problem = unwelcome(request, settings)
-        if problem is not None:
-            meters.refused.labels(problem[2]).inc()
-            response: Response = JSONResponse({"detail": problem[1]}, problem[0])
-            if problem[0] == 401:
-                response.headers["WWW-Authenticate"] = "Bearer"
-        else:
-            response = await proceed(request)
-        response.headers.update(HEADERS)
-        return response
+    app.add_middleware(Guard, settings=settings, refused=lambda word: meters.refused.labels(word).inc())
 
     @app.exception_handler(UnknownError)
     def unknown(_: Request, error: UnknownError) -> Response:
