@@ -90,7 +90,9 @@ def score(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
     images: Annotated[
         list[Any],
-        typer.Argument(parser=_path_or_url, metavar="IMAGES...", help="images, folders of them, or URLs such as s3://…"),
+        typer.Argument(
+            parser=_path_or_url, metavar="IMAGES...", help="images, folders of them, or URLs such as s3://…"
+        ),
     ],
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
