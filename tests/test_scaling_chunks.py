@@ -19,7 +19,7 @@ from anomalib_lite.images.sources import open_source
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.scaling import chunks
-from anomalib_lite.scaling.chunks import Chunk, Packed, cut, each_alone, engine_in_force, over_chunks
+from anomalib_lite.scaling.chunks import Chunk, Packed, cut, each_alone, engine_in_force, over_chunks, unpacked
 from anomalib_lite.scaling.sending import Some, only
 
 SMALL = {"image_size": 64, "bank_size": 200, "false_alarm_rate": 0.1, "dtype": "float32"}
@@ -127,7 +127,7 @@ class TestChunks:
 
     def test_what_is_packed_is_unpacked_once(self):
         packed = Packed({"a": 1})
-        assert packed.unpacked() is packed.unpacked()
+        assert unpacked(packed.digest, packed.data) is unpacked(packed.digest, packed.data)
         assert Packed({"a": 1}).digest == packed.digest
 
     def test_what_cannot_be_sent(self):

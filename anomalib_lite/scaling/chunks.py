@@ -89,14 +89,15 @@ class Packed:
         self.digest = hashlib.sha256(data).hexdigest()
         self.data = np.frombuffer(data, dtype=np.uint8)  # as an array, which joblib maps or scatters once
 
-    def unpacked(self) -> Any:
-        """The content, of this process."""
-        with _unpacking:
-            if self.digest not in _unpacked:
-                while len(_unpacked) >= _KEPT:
-                    del _unpacked[next(iter(_unpacked))]
-                _unpacked[self.digest] = pickle.loads(self.data.tobytes())
-            return _unpacked[self.digest]
+
+def unpacked(digest: str, data: np.ndarray) -> Any:
+    """The content of what was packed, the same object in every call of this process."""
+    with _unpacking:
+        if digest not in _unpacked:
+            while len(_unpacked) >= _KEPT:
+                del _unpacked[next(iter(_unpacked))]
+            _unpacked[digest] = pickle.loads(data.tobytes())
+        return _unpacked[digest]
 
 
 Work = Callable[[Any, Chunk], list[Any]]
@@ -123,7 +124,7 @@ def engine_in_force() -> Engine | None:
     workers = backend.effective_n_jobs(n_jobs)
     if workers < 1:
         raise ValueError(f"the backend {name} has no workers yet; wait until some are there")
-    return None if name == "LokyBackend" and workers == 1 else Engine(backend, n_jobs, workers)
+    return None if workers == 1 else Engine(backend, n_jobs, workers)  # joblib sends nothing to an only worker
 
 
 def over_chunks(engine: Engine, work: Work, packed: Packed, chunks: Iterable[Chunk]) -> Iterator[Done]:
@@ -226,7 +227,9 @@ class _Workers:
             self._parallel = joblib.Parallel(
                 n_jobs=self.engine.n_jobs, backend=self.engine.backend, batch_size=1, pre_dispatch="all"
             ).__enter__()
-        return self._parallel(joblib.delayed(_answer)(self.work, self.packed, chunk) for chunk in chunks)
+        # The array by itself, since joblib looks no deeper for what is to be mapped (loky) or scattered once (Dask).
+        digest, data = self.packed.digest, self.packed.data
+        return self._parallel(joblib.delayed(_answer)(self.work, digest, data, chunk) for chunk in chunks)
 
     def _close(self) -> None:
         parallel, self._parallel = self._parallel, None
@@ -237,11 +240,11 @@ class _Workers:
                 self.complaints.append(f"workers did not end as they should: {error!r}")
 
 
-def _answer(work: Work, packed: Packed, chunk: Chunk) -> Any:
+def _answer(work: Work, digest: str, data: np.ndarray, chunk: Chunk) -> Any:
     """In a worker: what was found, or the error."""
     _here.inside = True
     try:
-        found = work(packed.unpacked(), chunk)
+        found = work(unpacked(digest, data), chunk)
         return Done(replace(chunk, source=_Names.of(chunk)), found, noted(chunk.source))
     except Exception as error:
         try:
