@@ -29,6 +29,7 @@ from anomalib_lite.flags import (
     loaded,
     with_detector_flags,
 )
+from anomalib_lite.scaling.commands import score_to_parquet
 from anomalib_lite.serving import commands as serving
 
 app = typer.Typer(
@@ -38,6 +39,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _path_or_url(text: str) -> Any:
+    return text if "://" in text else Path(text)  # a path would lose one of the two slashes
 
 
 @app.command()
@@ -56,7 +61,9 @@ def demo(
 @with_detector_flags
 def fit(
     parameters: dict[str, Any],
-    good: Annotated[Path, typer.Argument(help="folder of good images")],
+    good: Annotated[
+        Any, typer.Argument(parser=_path_or_url, metavar="GOOD", help="folder of good images, or URL such as s3://…")
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="model file to write")] = Path("model.safetensors"),
     include_backbone: Annotated[
         bool, typer.Option("--include-backbone", help="store the backbone's weights in the model file")
@@ -81,7 +88,12 @@ def fit(
 @app.command()
 def score(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
-    images: Annotated[list[Path], typer.Argument(help="images, or folders of images")],
+    images: Annotated[
+        list[Any],
+        typer.Argument(
+            parser=_path_or_url, metavar="IMAGES...", help="images, folders of them, or URLs such as s3://…"
+        ),
+    ],
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
     regions: Annotated[Path | None, typer.Option(help="write one line per defect's region to this CSV file")] = None,
@@ -102,6 +114,10 @@ def score(
     look_again: Annotated[
         float | None, typer.Option(help="a second, larger rate (or lower threshold): look at those images again")
     ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="write scores to a folder of Parquet files as they come; go on with one")
+    ] = None,
+    chunk: Annotated[int | None, typer.Option(help="images of a Parquet file [default: 256]")] = None,
     as_json: Json = False,
     strict: Strict = False,
 ) -> None:
@@ -135,6 +151,11 @@ def score(
         else:
             detector = detector.at_rate(detector.false_alarm_rate, look_again=look_again)
     source = images[0] if len(images) == 1 else list(images)
+    if parquet is not None:
+        others = {"--csv": csv, "--overlays": overlays, "--regions": regions, "--coco": coco}
+        others |= {"--masks": masks, "--maps": maps}
+        score_to_parquet(detector, source, parquet, chunk=chunk, as_json=as_json, strict=strict, others=others)
+        return
     scores = detector.score(source)
     if overlays is not None:
         scores.save_overlays(overlays, source)

@@ -18,6 +18,7 @@ FLOORS = [
     ["evaluation", "flags"],
     ["detector"],
     ["judging", "detecting"],
+    ["scaling"],
     ["results"],
     ["plotting", "fitted"],
     ["scoring", "embedding", "locating"],

@@ -17,7 +17,7 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, OnUnreadable, embed_source
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.duplicates import describe_groups
-from anomalib_lite.fitted.fitting import Plan, fit_global, fit_patches
+from anomalib_lite.fitted.fitting import EmbedElsewhere, Plan, fit_global, fit_patches
 from anomalib_lite.fitted.groups import Groups, group_numbers
 from anomalib_lite.fitted.whole import BOTH
 from anomalib_lite.images.fixture import RegisteredSource
@@ -28,6 +28,8 @@ from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.texture import is_surface
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import VariedSource
+from anomalib_lite.scaling.chunks import Engine, engine_in_force
+from anomalib_lite.scaling.embedding import embed_elsewhere
 
 
 def learn(
@@ -71,7 +73,11 @@ def learn(
         if parameters.dtype == "int8":
             raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
         embedder = embedder.in_floats()
-    passes = iter(("fit", "calibrate"))
+    engine = None if isinstance(source, EmbeddedSource) else engine_in_force()
+    passes = iter(("fit", "calibrate") if engine is None else ("fit", "fit", "calibrate"))
+
+    def progress() -> str | None:
+        return next(passes) if parameters.progress else None
 
     def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
         return embed_source(
@@ -80,7 +86,19 @@ def learn(
             indices,
             on_unreadable=on_unreadable,
             workers=parameters.workers,
-            progress=next(passes) if parameters.progress else None,
+            progress=progress(),
+        )
+
+    def embed_there(engine: Engine) -> EmbedElsewhere:
+        return lambda indices, reduction: embed_elsewhere(
+            engine,
+            embedder,
+            source,
+            indices,
+            reduction,
+            on_unreadable=on_unreadable,
+            workers=parameters.workers,
+            progress=progress(),
         )
 
     plan = Plan(
@@ -101,6 +119,7 @@ def learn(
         poses=source.turns_and_shifts if isinstance(source, RegisteredSource) else None,
         parameters=parameters.stored(),
         embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
+        elsewhere=None if engine is None else embed_there(engine),
     )
     core = (fit_patches if embedder.level == "patch" else fit_global)(embed, source.ids, plan)
     core = replace(core, sight=None if sighting is None else sighting.sight)

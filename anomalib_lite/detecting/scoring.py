@@ -9,11 +9,12 @@ import numpy as np
 
 from anomalib_lite.detecting.parameters import Parameters
 from anomalib_lite.embedding.embedder import Embedder
-from anomalib_lite.embedding.streaming import Intake, OnUnreadable, embed_source
+from anomalib_lite.embedding.streaming import Intake, OnUnreadable
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.images.fixture import RegisteredSource
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.results import Scores
+from anomalib_lite.scaling.embedding import score_source
 
 
 def open_like_fitted(images: Any, parameters: Parameters, fitted: Fitted) -> ImageSource:
@@ -37,18 +38,19 @@ def score_images(
     ids: list[str] = []
     found: list[ScoredRows] = []
     whole: list[np.ndarray] = []
-    stream = embed_source(
+    stream = score_source(
+        fitted,
         embedder,
         registered or source,
-        np.arange(len(source)),
         on_unreadable=on_unreadable,
         workers=parameters.workers,
         progress="score" if parameters.progress else None,
+        vectors=vectors,
     )
     for image in intake.readable(stream):
         ids.append(image.id)
-        found.append(fitted.score(image))
-        if vectors:
+        found.append(image.scored)
+        if image.whole is not None:
             whole.append(image.whole)
     scores = np.array([scored.score for scored in found], dtype=np.float64)
     maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from tqdm import tqdm
@@ -166,6 +166,18 @@ class TiledImage(EmbeddedImage):
         self.__dict__["_whole"] = (total / len(windows)).astype(np.float32)
 
 
+class _Met(Protocol):
+    """An image, whatever was made of it."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def original_size(self) -> tuple[int, int]: ...
+
+
+Met = TypeVar("Met", bound=_Met)
+
+
 @dataclass
 class Intake:
     """What was met on the way through a stream of images: sizes (height, width) by index, and the unreadable ones."""
@@ -173,7 +185,7 @@ class Intake:
     sizes: dict[int, tuple[int, int]] = field(default_factory=dict)
     unreadable: list[UnreadableImage] = field(default_factory=list)
 
-    def readable(self, stream: Iterable[EmbeddedImage | UnreadableImage]) -> Iterator[EmbeddedImage]:
+    def readable(self, stream: Iterable[Met | UnreadableImage]) -> Generator[Met]:
         """Pass readable images on; note their sizes, and the unreadable ones."""
         for image in stream:
             if isinstance(image, UnreadableImage):

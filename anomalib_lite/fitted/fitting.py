@@ -43,6 +43,8 @@ _HELD_BYTES = 128 * 2**20
 # Images that the budget has room for, and patches of each that are looked at in any case.
 _LEAST_SAMPLED, _LEAST_ROWS = 8, 1024
 Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
+# The same by other processes, which reduce the rows already; None for the reduction where only `whole` is wanted.
+EmbedElsewhere = Callable[[np.ndarray, Reduction | None], Iterator[EmbeddedImage | UnreadableImage]]
 CalibrationKind = Literal["cross", "split"]
 
 
@@ -67,6 +69,7 @@ class Plan:
     poses : gives turn and shifts (n, 3) of all images, when all is embedded; None without a fixture
     parameters : kept in the result, see `Fitted`
     embedder : gives what is kept of it in the result, when all is embedded
+    elsewhere : embeds by other processes, what need not be embedded here; None to embed all here
     """
 
     make_reduction: Callable[[int], Reduction]
@@ -86,6 +89,7 @@ class Plan:
     poses: Callable[[], np.ndarray] | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Callable[[], Mapping[str, Any]] = dict
+    elsewhere: EmbedElsewhere | None = None
 
 
 def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -111,6 +115,15 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         groups = np.repeat([roles.group(image.index) for image in sample], counts)
         selection = selection.learn(reduction.transform(X), groups)
     del X
+
+    def embed_reduced(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
+        return embed(indices) if plan.elsewhere is None else plan.elsewhere(indices, reduction)
+
+    if plan.elsewhere is not None:  # the first images were embedded here; the rest needs no more than the reduction
+        stream.close()
+        met = {*intake.sizes, *(entry.index for entry in intake.unreadable)}
+        rest_of_all = np.array([index for index in roles.learnt.tolist() if index not in met], dtype=np.int64)
+        stream = intake.readable(embed_reduced(rest_of_all))
 
     if scorer.max_rows is None:
         _require_memory(len(roles.learnt) * grid[0] * grid[1], next(sample[0].blocks(reduction))[1].shape[1])
@@ -166,7 +179,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     gaussian = None if wholes is None else wholes.learn()
     whole_scores: dict[int, float] = {}
     if plan.calibration == "split":
-        for image in intake.readable(embed(roles.held_out)):
+        for image in intake.readable(embed_reduced(roles.held_out)):
             roles.see(image.index, image.whole)
             calibrate(scorer, image.blocks(reduction), image.index)
             if gaussian is not None:
@@ -175,7 +188,7 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     else:
         rest = [index for index in intake.sizes if roles.calibrates(index) and index not in held]
         rest.sort(key=roles.fold)
-        again = Intake().readable(embed(np.array(rest))) if rest else iter(())
+        again = Intake().readable(embed_reduced(np.array(rest))) if rest else iter(())
         waiting = next(again, None)
         folds = roles.folds[origins[:, 0] // plan.copies]
         wanted = np.array([roles.fold(index) for index in (*held, *rest)])
@@ -209,7 +222,11 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     """
     roles = _roles(ids, plan)
     intake = Intake()
-    learnt = list(intake.readable(embed(roles.learnt)))
+
+    def embed_whole(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
+        return embed(indices) if plan.elsewhere is None else plan.elsewhere(indices, None)
+
+    learnt = list(intake.readable(embed_whole(roles.learnt)))
     # Calibration leaves one out, and what is left has to vary.
     X = np.array([image.whole for image in learnt])
     _require_enough(roles, learnt, list(X), intake, _least(3, plan))
@@ -230,7 +247,7 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     fitted = make().fit(X[rows], groups[rows])
     train_scores: dict[int, float] = {}
     if plan.calibration == "split":
-        for image in intake.readable(embed(roles.held_out)):
+        for image in intake.readable(embed_whole(roles.held_out)):
             roles.see(image.index, image.whole)
             keep_worst(train_scores, image.index // plan.copies, float(fitted.score(image.whole[None])[0]))
         roles.put_twins_together()

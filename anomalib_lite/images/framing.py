@@ -21,7 +21,7 @@ from PIL import Image
 from anomalib_lite.images.decoding import UnreadableImageError, image_size
 from anomalib_lite.images.proportions import STRETCH, Size, same_proportions
 from anomalib_lite.images.region import Region
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource
+from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ObjectSource
 from anomalib_lite.images.tiles import LARGEST_NUMBER, STEP, Window, cut, grid_of, windows_needed
 from anomalib_lite.images.variations import VariedSource
 
@@ -305,7 +305,11 @@ def picture_sizes(source: ImageSource) -> list[Size]:
     for i in np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist():
         try:
             # A subclass may read its pictures in its own way, such as cut out.
-            if isinstance(source, FolderSource | ListSource) and type(source) in (FolderSource, ListSource):
+            if isinstance(source, FolderSource | ListSource) and type(source) in (
+                FolderSource,
+                ListSource,
+                ObjectSource,
+            ):
                 sizes.append(_size_of(source, i))
                 continue
             pixels = source.read(i)

@@ -18,7 +18,7 @@ import numpy as np
 
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.reading import UnreadableImageError, deepest_value
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ReadsReduced
+from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ObjectSource, ReadsReduced
 from anomalib_lite.machine.threads import usable_cores
 
 # Large JPEGs are decoded at no less than so many times the pixels wanted per side, so that resizing still decides.
@@ -154,6 +154,8 @@ def guess_value_range(source: ImageSource, *, workers: int | None = None) -> tup
 
     def deepest(i: int) -> int:
         with contextlib.suppress(UnreadableImageError):
+            if isinstance(source, ObjectSource) and not source.stored(i).may_be_deep(source.ids[i]):
+                return 0
             return deepest_value(source.item(i), source.ids[i], source.reading) or 0
         return 0
 

@@ -92,13 +92,16 @@ class Sight:
 
 
 class SightingSource:
-    """An image source that looks at some of the pictures that are read from it anyway, evenly spread."""
+    """An image source that looks at some of the pictures that are read from it anyway, evenly spread.
+
+    `found` are their figures so far, by index.
+    """
 
     def __init__(self, source: ImageSource):
         self.source, self.ids = source, source.ids
         picked = np.linspace(0, len(source) - 1, min(len(source), _LOOKED_AT)).round().astype(int)
         self._picked = set(picked.tolist())
-        self._found: dict[int, tuple[float, float, float, float]] = {}
+        self.found: dict[int, tuple[float, float, float, float]] = {}
 
     def __len__(self) -> int:
         return len(self.source)
@@ -106,7 +109,7 @@ class SightingSource:
     @property
     def sight(self) -> Sight | None:
         """The limits from what was read so far."""
-        return Sight._from([self._found[i] for i in sorted(self._found)])
+        return Sight._from([self.found[i] for i in sorted(self.found)])
 
     def read(self, i: int) -> np.ndarray:
         """Picture `i`."""
@@ -121,8 +124,8 @@ class SightingSource:
         return pixels, (pixels.shape[0], pixels.shape[1])
 
     def _seen(self, i: int, pixels: np.ndarray) -> np.ndarray:
-        if i in self._picked and i not in self._found:
-            self._found[i] = _figures(pixels)
+        if i in self._picked and i not in self.found:
+            self.found[i] = _figures(pixels)
         return pixels
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from PIL import Image
 
+from anomalib_lite.images.objects import ObjectStore, StoredObject, is_url
 from anomalib_lite.images.reading import (
     DEFAULT_READING,
     Reading,
@@ -88,6 +89,10 @@ def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
           (4, H, W) may be either, and are refused.
         - A torch tensor (H, W), (C, H, W) or (N, C, H, W), uint8 or float in [0, 1].
         - A list of single images, mixed as you like: ids are ``image_0000``, ``image_0001``, ...
+        - A URL of an object store or an archive, as fsspec knows them: ``s3://bucket/good`` (every image below),
+          ``s3://bucket/good/*.png``, ``gs://``, ``az://``, ``memory://``, ``zip://good/*.png::parts.zip``, or a list of
+          them; see `images.objects`. Ids are the paths relative to what has no ``*`` in it; of a list, the URLs. What
+          is gone or cannot be reached is unreadable.
         - An `ImageSource`, which is returned as it is; one of this module as a copy with the `reading`, if given.
     reading : Reading, optional
         How files and arrays are read: the range of more than 8 bits, and limits.
@@ -100,7 +105,9 @@ def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
     Raises
     ------
     FileNotFoundError
-        If the only path given does not exist, or a folder holds no images.
+        If the only path or URL given does not exist, or a folder holds no images.
+    ImportError, PermissionError, OSError
+        If a store cannot be opened or listed: its package or credentials are missing, or it cannot be reached.
     ValueError
         If the list or array is empty, or an array or tensor has a shape that is not of images.
     TypeError
@@ -119,6 +126,10 @@ def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
         again.reading, again.notes = reading, {}
         return again
     reading = reading or DEFAULT_READING
+    if is_url(images):
+        if not images.lower().startswith(("file://", "local://")):
+            return ObjectSource(images, reading)
+        images = images.partition("://")[2]
     if isinstance(images, str | os.PathLike):
         path = Path(images)
         if path.is_dir():
@@ -202,6 +213,40 @@ class FolderSource:
         return f"FolderSource({str(self.root)!r}, {len(self)} images)"
 
 
+class ObjectSource(FolderSource):
+    """The images that a URL names in an object store or an archive; holds their paths and sizes.
+
+    Parameters
+    ----------
+    url : str
+        See `open_source`.
+    reading : Reading, optional
+
+    Raises
+    ------
+    FileNotFoundError, ImportError, PermissionError, OSError
+        See `open_source`.
+    """
+
+    def __init__(self, url: str, reading: Reading = DEFAULT_READING) -> None:
+        self.url = url
+        self._store = ObjectStore(url)
+        self._folder, self._sizes = self._store.listed((*SUFFIXES, *FOREIGN_SUFFIXES))
+        super().__init__(Path(url), list(self._sizes), reading)
+
+    def stored(self, i: int) -> StoredObject:
+        """Image `i`, not fetched yet."""
+        path = f"{self._folder}/{self.ids[i]}" if self._folder else self.ids[i]
+        return StoredObject(self._store, path, self._sizes[self.ids[i]])
+
+    def item(self, i: int) -> Any:
+        """Image `i` as it is stored, its bytes."""
+        return self.stored(i).content(self.ids[i], self.reading.max_bytes)
+
+    def __repr__(self) -> str:
+        return f"ObjectSource({self.url!r}, {len(self)} images)"
+
+
 class ListSource:
     """Single images - paths, arrays, tensors, PIL images, encoded bytes - each with its id.
 
@@ -229,7 +274,9 @@ class ListSource:
         return len(self.ids)
 
     def item(self, i: int) -> Any:
-        """Image `i` as it was given; of a tensor its array, channels last."""
+        """Image `i` as it was given; of a tensor its array, channels last; of an object in a store its bytes."""
+        if isinstance(self.items[i], StoredObject):
+            return self.items[i].content(self.ids[i], self.reading.max_bytes)
         return _tensor_image(self.items[i], self.ids[i]) if _is_tensor(self.items[i]) else self.items[i]
 
     def read(self, i: int) -> np.ndarray:
@@ -314,7 +361,13 @@ def _open_list(items: list[Any], reading: Reading) -> ListSource:
         raise ValueError("no images: the list is empty; give at least one image")
     flat: list[Any] = []
     ids: list[str] = []
+    stores: dict[str, ObjectStore] = {}  # one of a place, for many objects in it
     for i, item in enumerate(items):
+        if is_url(item):
+            urls = _named_by(item)
+            ids += urls
+            flat += [_stored(url, stores) for url in urls]
+            continue
         if isinstance(item, str | os.PathLike):
             path = os.fspath(item)
             if os.path.isdir(path):
@@ -337,6 +390,26 @@ def _open_list(items: list[Any], reading: Reading) -> ListSource:
             )
         flat.append(item)
     return ListSource(flat, _made_unique(ids), reading)
+
+
+def _named_by(url: str) -> list[str]:
+    """The URLs of what one names that may have a pattern in it."""
+    if not any(sign in url.partition("::")[0] for sign in "*?["):
+        return [url]
+    first, chained, rest = url.partition("::")
+    protocol = first.partition("://")[0]
+    source = ObjectSource(url)
+    return [f"{protocol}://{source.stored(i).path.lstrip('/')}{chained}{rest}" for i in range(len(source))]
+
+
+def _stored(url: str, stores: dict[str, ObjectStore]) -> StoredObject:
+    first, _, rest = url.partition("::")
+    protocol, _, path = first.partition("://")
+    place = f"{protocol}://{path.partition('/')[0]}::{rest}"
+    if place not in stores:
+        stores[place] = ObjectStore(url)
+        return StoredObject(stores[place], stores[place].path)
+    return StoredObject(stores[place], stores[place].path_of(url))
 
 
 def _made_unique(ids: list[str]) -> list[str]:
