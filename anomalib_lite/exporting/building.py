@@ -28,6 +28,9 @@ from anomalib_lite.locating.maps import SMOOTHING
 from anomalib_lite.version import __version__
 
 OPSETS = (18, 20)  # the first where means take their axes as an input, and the last that torch's exporter knows
+OUTPUTS = (
+    "score", "p_value", "verdict", "whole_score", "nearest", "nearest_distance", "patch_scores", "anomaly_map",
+)  # fmt: skip
 FORMAT = 1  # of the graph's inputs, outputs and metadata
 NO_VERDICT, GOOD, LOOK_AGAIN, ALARM = -1, 0, 1, 2
 _GROUND = 128  # what stands outside of a region, see `images.region`
@@ -59,11 +62,13 @@ class _Judged(NamedTuple):
     columns: Name | None
 
 
-def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSETS[0], pixel_size: float | None = None) -> Any:
+def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSETS[0], pixel_size: float | None = None,
+    for_openvino: bool = False,
+) -> Any:
     """The graph as an ONNX model.
 
     Its input is "image", uint8 RGB (H, W, 3); and "original_size", int64 (2,): height and width of a picture whose
-    pixels come smaller than it is, by default the size of the pixels. Its outputs are those that `outputs_of` names.
+    pixels come smaller than it is, by default the size of the pixels. Its outputs are among `OUTPUTS`.
 
     Parameters
     ----------
@@ -71,6 +76,7 @@ def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSET
     digest : of the detector
     opset : version of ONNX's operators
     pixel_size : of the detector
+    for_openvino : whether OpenVINO is to read it, see `Graph`
 
     Raises
     ------
@@ -81,7 +87,7 @@ def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSET
     from onnx import TensorProto, helper, numpy_helper
 
     check_exportable(fitted, embedder, opset)
-    g = Graph(opset)
+    g = Graph(opset, leaves_out=not for_openvino)
     frame = embedder.frame if fitted.frame is None else fitted.frame
     shape = g("Shape", "image")
     rows, columns = (g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))

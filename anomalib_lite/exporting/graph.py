@@ -35,7 +35,9 @@ class Graph:
     Parameters
     ----------
     opset : version of ONNX's operators
-    outer : the graph that this one is the body of a loop in; what is there can be used here
+    outer : the graph that this one is the body of a loop or a branch in; what is there can be used here
+    leaves_out : whether resizing is left out by a branch where there is nothing to do. OpenVINO 2026.4 gives garbage of
+        a branch that hands on what it was given.
 
     Examples
     --------
@@ -44,8 +46,9 @@ class Graph:
     'Add_2'
     """
 
-    def __init__(self, opset: int, outer: Graph | None = None):
+    def __init__(self, opset: int, outer: Graph | None = None, *, leaves_out: bool = True):
         self.opset = opset
+        self.leaves_out = leaves_out if outer is None else outer.leaves_out
         self.nodes: list[Any] = []
         self.constants: dict[Name, np.ndarray] = {} if outer is None else outer.constants
         self._known: dict[tuple[str, tuple[int, ...], bytes], Name] = {} if outer is None else outer._known

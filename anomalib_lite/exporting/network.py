@@ -44,7 +44,9 @@ class Embedding(nn.Module):
         self.network = embedder.fresh_network().eval()
         self.integers: IntegerNetwork | None = None
         if embedder.ranges is not None:
-            blueprint = Blueprint(self.network, *embedder.pixel_scale)
+            # Of the embedder's own network, whose layout in memory decides in which order biases are summed: their last
+            # bits move values that lie half way between two steps.
+            blueprint = Blueprint(embedder.network, *embedder.pixel_scale)
             self.integers = IntegerNetwork(blueprint, embedder.ranges, "reference", torch.device("cpu"))
 
     @property

@@ -46,11 +46,15 @@ def resized(g: Graph, picture: Name, size: tuple[Name, Name], target: tuple[Name
         tall = inside("And", inside("Greater", down, i64(0)), inside("Greater", down, inside("Mul", right, i64(2))))
         return inside, inside.choice(tall, in_order(inside, 0), in_order(inside, 1), _FLOAT)
 
-    same = g("And", *(g("Equal", side, wanted) for side, wanted in zip(size, target, strict=True)))
-    as_it_is = g.body()
-    unchanged = as_it_is.cast(picture, np.float32)
     otherwise = chosen(g) if tall_goes_down_first() else in_order(g, 1)
-    return g.choice(same, (as_it_is, unchanged), otherwise, _FLOAT)
+    if not g.leaves_out:
+        inside, found = otherwise
+        g.nodes += inside.nodes
+        return found
+    # Of all that is wanted, not of the target: a picture may have the size of the part that it fills.
+    same = g("And", *(g("Equal", side, g("Size", wanted)) for side, wanted in zip(size, places, strict=True)))
+    as_it_is = g.body()
+    return g.choice(same, (as_it_is, as_it_is.cast(picture, np.float32)), otherwise, _FLOAT)
 
 
 @lru_cache(maxsize=1)
@@ -80,15 +84,22 @@ def _filtered(g: Graph, lines: Name, length: Name, target: Name, places: Name) -
     """Lines (length, c) brought to `target` of them, of which those at `places` (n,) are wanted: float32 (n, c)."""
     scale = g("Div", g.cast(length, np.float64), g.cast(target, np.float64))
     spread = g("Max", scale, f64(1.0))  # half the width of the tent, in lines
-    centres = g("Mul", g("Add", g.cast(places, np.float64), f64(0.5)), scale)  # (n,)
-    last = g("Cast", length, to=11)
-    first = g("Max", g("Floor", g("Add", g("Sub", centres, spread), f64(0.5))), f64(0.0))
-    end = g("Min", g("Floor", g("Add", g("Add", centres, spread), f64(0.5))), last)
-    taps = g("Add", g("Mul", g("Ceil", spread), f64(2.0)), f64(1.0))
-    numbers = g("Add", g("Unsqueeze", first, i64([1])), g("Range", f64(0.0), taps, f64(1.0)))  # (n, k)
-    off = g("Sub", g("Add", numbers, f64(0.5)), g("Unsqueeze", centres, i64([1])))
-    tent = g("Max", g("Sub", f64(1.0), g("Abs", g("Div", off, spread))), f64(0.0))
-    tent = g("Where", g("Less", numbers, g("Unsqueeze", end, i64([1]))), tent, f64(0.0))
+    # Where the middle of a place lies, (place + 1/2) * scale, as a whole line and a part of one. In whole numbers, since
+    # OpenVINO computes float64 in float32, whose last bits are missed far from the first line.
+    twice = g("Mul", target, i64(2))
+    along = g("Mul", g("Add", g("Mul", places, i64(2)), i64(1)), length)
+    lines_before = g("Unsqueeze", g("Div", along, twice), i64([1]))  # (n, 1)
+    part = g("Div", g.cast(g("Mod", along, twice), np.float64), g.cast(twice, np.float64))
+    part = g("Unsqueeze", part, i64([1]))
+    first = g.cast(g("Floor", g("Add", g("Sub", part, spread), f64(0.5))), np.int64)
+    end = g.cast(g("Floor", g("Add", g("Add", part, spread), f64(0.5))), np.int64)
+    taps = g("Add", g("Mul", g.cast(g("Ceil", spread), np.int64), i64(2)), i64(1))
+    off = g("Add", first, g("Range", i64(0), taps, i64(1)))  # (n, k) lines from `lines_before`
+    numbers = g("Add", lines_before, off)
+    away = g("Div", g("Sub", g("Add", g.cast(off, np.float64), f64(0.5)), part), spread)
+    tent = g("Max", g("Sub", f64(1.0), g("Abs", away)), f64(0.0))
+    there = g("And", g("GreaterOrEqual", numbers, i64(0)), g("Less", numbers, length))
+    tent = g("Where", g("And", there, g("Less", off, end)), tent, f64(0.0))
     share = g("Div", tent, g("ReduceSum", tent, i64([1]), keepdims=1))
     weights = g("Floor", g("Add", g("Mul", share, f64(1 << _WEIGHT_BITS)), f64(0.5)))
     high = g("Floor", g("Div", weights, f64(_HALF)))
@@ -96,7 +107,7 @@ def _filtered(g: Graph, lines: Name, length: Name, target: Name, places: Name) -
     halves = [g("Unsqueeze", g.cast(part, np.float32), i64([1])) for part in (high, low)]
     # (n, 2, k) @ (n, k, c): sums of whole numbers below 2 ** 24, which float32 has all of (up to 31 taps; of more, the
     # last bit of 22 is lost).
-    inside = g("Min", g.cast(numbers, np.int64), g("Sub", length, i64(1)))
+    inside = g("Max", g("Min", numbers, g("Sub", length, i64(1))), i64(0))
     near = g.cast(g("Gather", lines, inside, axis=0), np.float32)  # (n, k, c)
     sums = g("MatMul", g("Concat", *halves, axis=1), near)  # (n, 2, c)
     high, low = (g("Gather", sums, i64(i), axis=1) for i in (0, 1))
