@@ -62,7 +62,13 @@ class _Judged(NamedTuple):
     columns: Name | None
 
 
-def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSETS[0], pixel_size: float | None = None,
+def build(
+    fitted: Fitted,
+    embedder: Embedder,
+    *,
+    digest: str,
+    opset: int = OPSETS[0],
+    pixel_size: float | None = None,
     for_openvino: bool = False,
 ) -> Any:
     """The graph as an ONNX model.
@@ -150,7 +156,9 @@ def build(fitted: Fitted, embedder: Embedder, *, digest: str, opset: int = OPSET
 def check_exportable(fitted: Fitted, embedder: Embedder, opset: int = OPSETS[0]) -> None:
     """Raise ValueError where something cannot be exported; the text says what to do instead."""
     if not OPSETS[0] <= opset <= OPSETS[1]:
-        lacks = "lacks ReduceMean with its axes as an input" if opset < OPSETS[0] else "is not known to torch's exporter"
+        lacks = (
+            "lacks ReduceMean with its axes as an input" if opset < OPSETS[0] else "is not known to torch's exporter"
+        )
         raise ValueError(f"opset={opset} {lacks}; choose {OPSETS[0]} to {OPSETS[1]}")
     if fitted.fixture is not None:
         raise ValueError(
@@ -269,9 +277,7 @@ def _reduced(g: Graph, fitted: Fitted, rows: Name) -> Name:
     return g("Div", g("Sub", rows, f32(reduction.mean_)), f32(reduction.scale_))
 
 
-def _judged(
-    g: Graph, fitted: Fitted, frame: Frame, scores: Name, content: tuple[Name, Name] | None
-) -> _Judged:
+def _judged(g: Graph, fitted: Fitted, frame: Frame, scores: Name, content: tuple[Name, Name] | None) -> _Judged:
     """Which patches count, see `Frame.judged`."""
     if fitted.grid == (1, 1):
         return _Judged(scores, None, None, None)
@@ -286,7 +292,9 @@ def _judged(
         middles = (np.arange(cells) + 0.5) * (whole / cells)
         table = np.maximum(1, (middles < np.arange(whole + 1)[:, None]).sum(axis=1))
         inside.append(g("Gather", i64(table), part, axis=0))
-    down, right = (g("Less", i64(place), n) for place, n in zip(np.divmod(numbers, fitted.grid[1]), inside, strict=True))
+    down, right = (
+        g("Less", i64(place), n) for place, n in zip(np.divmod(numbers, fitted.grid[1]), inside, strict=True)
+    )
     return _Judged(scores, g("And", down, right), inside[0], inside[1])
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -25,6 +24,7 @@ from anomalib_lite.scoring.exact import searching_exactly
 
 Running = Callable[[np.ndarray], dict[str, np.ndarray]]  # pixels uint8 (H, W, 3) to outputs by name
 BOUND = 1e-3
+MAP_BOUND = 1e-2  # of a map's highest value
 # Of the threshold: a picture that is in the bank itself scores nearly nothing, of which no share can be told.
 _LEAST = 0.01
 _LARGEST_SIDE = 1024  # of the pictures that are drawn
@@ -78,7 +78,8 @@ def compare(
     Raises
     ------
     ExportMismatchError
-        If a score differs by more than the bound, or a p-value or verdict by more than such a score explains.
+        If a score differs by more than the bound, a p-value or verdict by more than such a score explains, or a map by
+        more than `MAP_BOUND`.
     ValueError
         If there is no image that the detector can score.
     """
@@ -112,7 +113,11 @@ def compare(
         if "anomaly_map" in found:
             expected = anomaly_map(rows.patch_scores, fitted.frame, image.original_size)
             highest = max(float(expected.max()), _LEAST * abs(calibration.threshold), 1e-12)
-            maps = max(maps, float(np.abs(found["anomaly_map"] - expected).max()) / highest)
+            apart = float(np.abs(found["anomaly_map"] - expected).max()) / highest
+            if not apart <= maps:
+                maps = apart
+            if not apart <= MAP_BOUND:  # a score alone may hide it, such as that of a whole image
+                faults.append(f"{name}: an anomaly map that is {apart:.2g} of its height off")
     if not n:
         raise ValueError("none of the images to check the export on can be scored; give others")
     if faults:

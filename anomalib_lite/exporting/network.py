@@ -85,7 +85,7 @@ class Embedding(nn.Module):
             return reduced(self.reduction, rows)
         projection, offset = self.reduction.linear
         total = offset.view(1, -1, 1, 1)
-        for layer, part in zip(layers, projection.split([layer.shape[1] for layer in layers]), strict=True):
+        for layer, part in zip(layers, projection.split([int(layer.shape[1]) for layer in layers]), strict=True):
             kernel = part.T[:, :, None, None].contiguous()
             if kernel.shape[0] < kernel.shape[1]:  # before it is pooled where that leaves fewer channels to pool
                 values = F.avg_pool2d(F.conv2d(layer, kernel), 3, stride=1, padding=1)
@@ -96,7 +96,7 @@ class Embedding(nn.Module):
 
     def _to_grid(self, level: Tensor) -> Tensor:
         """A level (1, c, h, w) on the grid, as `embedding.embedder` brings it there, by two matrix products."""
-        shape = level.shape[2], level.shape[3]
+        shape = int(level.shape[2]), int(level.shape[3])
         if shape == self.grid:
             return level
         shrinks = shape[0] > self.grid[0] or shape[1] > self.grid[1]
@@ -132,7 +132,13 @@ def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
         # that it is not the default any more, and that sizes will not change, which they do not.
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            module, (example,), buffer, dynamo=False, opset_version=opset, input_names=["pixels"], do_constant_folding=True
+            module,
+            (example,),
+            buffer,
+            dynamo=False,
+            opset_version=opset,
+            input_names=["pixels"],
+            do_constant_folding=True,
         )
     model = onnx.load_from_string(buffer.getvalue())
     for tensor in model.graph.initializer:
@@ -144,7 +150,8 @@ def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
                 attribute.i = TensorProto.FLOAT
             elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.UINT8:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
-    _keep_sums_apart(model.graph)
+    if getattr(module, "integers", None) is not None:
+        _keep_sums_apart(model.graph)
     return model
 
 
@@ -167,22 +174,26 @@ def _keep_sums_apart(graph: Any) -> None:
             graph.node.append(helper.make_node("Round", [sums], [whole]))
 
 
+# By numpy, so that what is made here stands in the graph as numbers, not as the operators that make them.
+
+
 def _averaging(side: int, cells: int) -> Tensor:
     """float32 (cells, side): means of what lies in a cell, as torch's adaptive pooling."""
-    weights = torch.zeros(cells, side)
+    weights = np.zeros((cells, side), dtype=np.float32)
     for i in range(cells):
         first, end = i * side // cells, -(-(i + 1) * side // cells)
         weights[i, first:end] = 1 / (end - first)
-    return weights
+    return torch.from_numpy(weights)
 
 
 def _of_pairs(side: int) -> Tensor:
     """float32 (cells, side): means of two neighbours, and the last alone where their number is odd."""
-    weights = torch.eye(-(-side // 2)).repeat_interleave(2, dim=1)[:, :side]
-    return weights / weights.sum(dim=1, keepdim=True)
+    weights = np.repeat(np.eye(-(-side // 2), dtype=np.float32), 2, axis=1)[:, :side]
+    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _bilinear(side: int, cells: int) -> Tensor:
     """float32 (cells, side): between the two nearest, as torch's interpolation with align_corners=False."""
-    identity = torch.eye(side)[None, :, :, None]  # (1, side, side, 1): its own axis is not touched
-    return F.interpolate(identity, size=(cells, 1), mode="bilinear", align_corners=False)[0, :, :, 0].T.contiguous()
+    middles = np.clip((np.arange(cells) + 0.5) * (side / cells) - 0.5, 0, side - 1)
+    weights = np.maximum(0, 1 - np.abs(middles[:, None] - np.arange(side)))
+    return torch.from_numpy(weights.astype(np.float32))
