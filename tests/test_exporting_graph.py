@@ -3,12 +3,6 @@ import json
 import numpy as np
 import pytest
 
-pytest.importorskip("onnx", reason="the extra [export] is not installed")
-ort = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
-
-import onnx
-from onnx import TensorProto, helper, numpy_helper
-
 from anomalib_lite import Detector
 from anomalib_lite.exporting import writing
 from anomalib_lite.exporting.building import build
@@ -20,6 +14,8 @@ from anomalib_lite.images.framing import resize
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.scoring import KNNScorer
 
+onnx = pytest.importorskip("onnx", reason="the extra [export] is not installed")
+ort = pytest.importorskip("onnxruntime", reason="the extra [export] is not installed")
 SMALL = {"image_size": 64, "bank_size": 300, "dtype": "float32", "device": "cpu"}
 
 
@@ -38,6 +34,7 @@ def resizing(target):
     size = tuple(g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))
     places = [g.constant(i64(np.arange(side))) for side in target]
     found = resized(g, "image", size, tuple(g.constant(i64(side)) for side in target), places)
+    helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorProto
     graph = helper.make_graph(
         [*g.nodes, helper.make_node("Identity", [found], ["out"])],
         "resizing",

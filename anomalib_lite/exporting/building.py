@@ -331,6 +331,8 @@ def _explained(g: Graph, fitted: Fitted, judged: _Judged, found: Found) -> dict[
     "nearest" is int64 (5,): the patch, the training image and its patch, that image's height and width.
     """
     masked = judged.scores if judged.counts is None else g("Where", judged.counts, judged.scores, f64(_LOWEST))
+    assert found.nearest is not None
+    assert found.distances is not None
     worst = g("ArgMax", masked, axis=0, keepdims=0)
     row = g("Gather", found.nearest, worst, axis=0)
     image_and_patch = g("Gather", i64(fitted.origins), row, axis=0)  # (2,)

@@ -48,7 +48,7 @@ class Graph:
 
     def __init__(self, opset: int, outer: Graph | None = None, *, leaves_out: bool = True):
         self.opset = opset
-        self.leaves_out = leaves_out if outer is None else outer.leaves_out
+        self.leaves_out: bool = leaves_out if outer is None else outer.leaves_out
         self.nodes: list[Any] = []
         self.constants: dict[Name, np.ndarray] = {} if outer is None else outer.constants
         self._known: dict[tuple[str, tuple[int, ...], bytes], Name] = {} if outer is None else outer._known

@@ -134,11 +134,10 @@ def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
         torch.onnx.export(
             module,
             (example,),
-            buffer,
+            buffer,  # type: ignore[arg-type]  # its annotation forgets files
             dynamo=False,
             opset_version=opset,
             input_names=["pixels"],
-            do_constant_folding=True,
         )
     model = onnx.load_from_string(buffer.getvalue())
     for tensor in model.graph.initializer:

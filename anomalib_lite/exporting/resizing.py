@@ -84,7 +84,7 @@ def _filtered(g: Graph, lines: Name, length: Name, target: Name, places: Name) -
     """Lines (length, c) brought to `target` of them, of which those at `places` (n,) are wanted: float32 (n, c)."""
     scale = g("Div", g.cast(length, np.float64), g.cast(target, np.float64))
     spread = g("Max", scale, f64(1.0))  # half the width of the tent, in lines
-    # Where the middle of a place lies, (place + 1/2) * scale, as a whole line and a part of one. In whole numbers, since
+    # Where the middle of a place lies, (place + 1/2) * scale, as a whole line and a part of one. In whole numbers:
     # OpenVINO computes float64 in float32, whose last bits are missed far from the first line.
     twice = g("Mul", target, i64(2))
     along = g("Mul", g("Add", g("Mul", places, i64(2)), i64(1)), length)
