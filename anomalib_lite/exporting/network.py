@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_lite.embedding.embedder import Embedder, pool_whole
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.pooling import pool_whole
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork
 from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
 
