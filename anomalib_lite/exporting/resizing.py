@@ -3,7 +3,7 @@
 PIL resizes 8 bits along one axis and then along the other, each time by integer weights of 22 bits that add up to one,
 and rounds (`Resample.c`, `precompute_coeffs` and `normalize_coeffs_8bpc`). ONNX's own Resize, with
 antialiasing, does not round in between, and rounds its weights otherwise. Here the weights come from the sizes in
-float64, are cut in halves of 11 bits, and the two halves are multiplied and added in float32, which is exact.
+whole numbers, are cut in halves of 11 bits, and the two halves are multiplied and added in float32, which is exact.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.exporting.graph import Graph, Name, f32, f64, i64
+from anomalib_lite.exporting.graph import Graph, Name, f32, i64
 
 _WEIGHT_BITS = 22  # PIL's PRECISION_BITS of pixels with 8 bits
 _FLOAT = 1  # ONNX's number for float32
@@ -82,28 +82,26 @@ def _along(g: Graph, picture: Name, axis: int, length: Name, target: Name, place
 
 def _filtered(g: Graph, lines: Name, length: Name, target: Name, places: Name) -> Name:
     """Lines (length, c) brought to `target` of them, of which those at `places` (n,) are wanted: float32 (n, c)."""
-    scale = g("Div", g.cast(length, np.float64), g.cast(target, np.float64))
-    spread = g("Max", scale, f64(1.0))  # half the width of the tent, in lines
-    # Where the middle of a place lies, (place + 1/2) * scale, as a whole line and a part of one. In whole numbers:
-    # OpenVINO computes float64 in float32, whose last bits are missed far from the first line.
+    # All in whole numbers, in units of 1 / (2 * target) of a line: OpenVINO computes float64 in float32, whose last bits
+    # decide where a picture is enlarged and grey values lie half way between two.
+    spread = g("Max", length, target)  # half the width of the tent, times `target`
     twice = g("Mul", target, i64(2))
-    along = g("Mul", g("Add", g("Mul", places, i64(2)), i64(1)), length)
-    lines_before = g("Unsqueeze", g("Div", along, twice), i64([1]))  # (n, 1)
-    part = g("Div", g.cast(g("Mod", along, twice), np.float64), g.cast(twice, np.float64))
-    part = g("Unsqueeze", part, i64([1]))
-    first = g.cast(g("Floor", g("Add", g("Sub", part, spread), f64(0.5))), np.int64)
-    end = g.cast(g("Floor", g("Add", g("Add", part, spread), f64(0.5))), np.int64)
-    taps = g("Add", g("Mul", g.cast(g("Ceil", spread), np.int64), i64(2)), i64(1))
-    off = g("Add", first, g("Range", i64(0), taps, i64(1)))  # (n, k) lines from `lines_before`
-    numbers = g("Add", lines_before, off)
-    away = g("Div", g("Sub", g("Add", g.cast(off, np.float64), f64(0.5)), part), spread)
-    tent = g("Max", g("Sub", f64(1.0), g("Abs", away)), f64(0.0))
+    along = g("Mul", g("Add", g("Mul", places, i64(2)), i64(1)), length)  # where the middle of a place lies
+    before = g("Unsqueeze", g("Div", along, twice), i64([1]))  # (n, 1) the line that it lies in, and where in it
+    part = g("Unsqueeze", g("Mod", along, twice), i64([1]))
+    reach = g("Div", g("Sub", g("Add", spread, target), i64(1)), target)
+    off = g("Range", g("Neg", reach), g("Add", reach, i64(1)), i64(1))  # (k,) lines from that one
+    numbers = g("Add", before, off)  # (n, k)
+    away = g("Abs", g("Sub", g("Mul", g("Add", g("Mul", off, i64(2)), i64(1)), target), part))
+    tent = g("Max", g("Sub", g("Mul", spread, i64(2)), away), i64(0))
     there = g("And", g("GreaterOrEqual", numbers, i64(0)), g("Less", numbers, length))
-    tent = g("Where", g("And", there, g("Less", off, end)), tent, f64(0.0))
-    share = g("Div", tent, g("ReduceSum", tent, i64([1]), keepdims=1))
-    weights = g("Floor", g("Add", g("Mul", share, f64(1 << _WEIGHT_BITS)), f64(0.5)))
-    high = g("Floor", g("Div", weights, f64(_HALF)))
-    low = g("Sub", weights, g("Mul", high, f64(_HALF)))
+    tent = g("Where", there, tent, i64(0))
+    whole = g("ReduceSum", tent, i64([1]), keepdims=1)
+    # Shares of the whole in 22 bits, rounded: by a long division of two steps, which 32 bits are enough for.
+    first = g("Mul", tent, i64(_HALF))
+    high = g("Div", first, whole)
+    rest = g("Mul", g("Sub", first, g("Mul", high, whole)), i64(2 * _HALF))
+    low = g("Div", g("Add", rest, whole), g("Mul", whole, i64(2)))
     halves = [g("Unsqueeze", g.cast(part, np.float32), i64([1])) for part in (high, low)]
     # (n, 2, k) @ (n, k, c): sums of whole numbers below 2 ** 24, which float32 has all of (up to 31 taps; of more, the
     # last bit of 22 is lost).
