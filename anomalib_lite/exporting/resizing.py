@@ -82,8 +82,8 @@ def _along(g: Graph, picture: Name, axis: int, length: Name, target: Name, place
 
 def _filtered(g: Graph, lines: Name, length: Name, target: Name, places: Name) -> Name:
     """Lines (length, c) brought to `target` of them, of which those at `places` (n,) are wanted: float32 (n, c)."""
-    # All in whole numbers, in units of 1 / (2 * target) of a line: OpenVINO computes float64 in float32, whose last bits
-    # decide where a picture is enlarged and grey values lie half way between two.
+    # All in whole numbers, in units of 1 / (2 * target) of a line: OpenVINO computes float64 in float32, whose last
+    # bits decide where a picture is enlarged and grey values lie half way between two.
     spread = g("Max", length, target)  # half the width of the tent, times `target`
     twice = g("Mul", target, i64(2))
     along = g("Mul", g("Add", g("Mul", places, i64(2)), i64(1)), length)  # where the middle of a place lies
