@@ -15,6 +15,7 @@ import typer
 
 from anomalib_lite.comparison import commands as comparing
 from anomalib_lite.diagnosis import commands as diagnosing
+from anomalib_lite.exporting.commands import export
 from anomalib_lite.flags import (
     Device,
     Download,
@@ -182,6 +183,7 @@ app.command()(serving.watch)
 app.command()(serving.serve)
 app.command("serve-demo")(serving.serve_demo)
 app.command()(serving.history)
+app.command()(export)
 
 
 @app.command()

@@ -12,7 +12,7 @@ PACKAGE = Path(anomalib_lite.__file__).parent
 # What stands higher may import what stands lower, and never the other way round: lazy and type-only imports counted.
 FLOORS = [
     ["cli"],
-    ["demo", "pretraining", "doctor", "serving"],
+    ["demo", "pretraining", "doctor", "serving", "exporting"],
     ["report", "comparison"],
     ["diagnosis", "supervised"],
     ["evaluation", "flags"],

@@ -118,6 +118,11 @@ class Calibration:
         return self.scores.size
 
     @property
+    def known_(self) -> Floats:
+        """The scores (n,), ascending, that stand for their groups: those that p-values are counted among."""
+        return self._known
+
+    @property
     def smallest_rate(self) -> float:
         """Smallest false-alarm rate that n groups support, which is also the smallest p-value."""
         return 1 / (self.n + 1)

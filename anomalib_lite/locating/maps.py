@@ -14,7 +14,7 @@ from scipy.ndimage import distance_transform_edt
 from anomalib_lite.images.framing import Frame
 
 # Standard deviation of the smoothing of anomaly maps, in patches (Roth et al., PatchCore, use 4 pixels at stride 8).
-_SMOOTHING = 0.5
+SMOOTHING = 0.5
 _REACH = 6  # standard deviations, beyond which the Gaussian is below float32's precision
 _BLOCK = 16  # patches whose pixels are computed together: each depends on its neighbours alone
 _PER_PATCH = 4  # places along a patch at which the highest value of a map is looked for
@@ -88,8 +88,8 @@ def _resizing(cells: int, pixels: int) -> list[tuple[slice, slice, np.ndarray]]:
     Blocks, since a matrix of all pixels by all pixels takes gigabytes for a line-scan picture.
     """
     scale = pixels / cells
-    reach = int(np.ceil(_REACH * _SMOOTHING * scale))
-    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (_SMOOTHING * scale)) ** 2)
+    reach = int(np.ceil(_REACH * SMOOTHING * scale))
+    gaussian = np.exp(-0.5 * (np.arange(-reach, reach + 1) / (SMOOTHING * scale)) ** 2)
     width = max(1.0, 1 / scale)  # of the tent, in cells: shrinking has to average, not to pick
     step = max(1, round(_BLOCK * scale))
     blocks = []

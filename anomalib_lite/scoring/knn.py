@@ -124,6 +124,12 @@ class KNNScorer:
         measured = distances if self._units is None else distances / self._units[indices]
         return measured.mean(axis=1, dtype=np.float64), indices[:, 0], distances[:, 0]
 
+    @property
+    def units_(self) -> np.ndarray | None:
+        """The unit of distance float32 (m,) at every row of the bank; None for one unit everywhere."""
+        check_fitted(self, "bank_")
+        return self._units
+
     def neighbors(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Distances and bank indices (n, k) of the nearest bank rows of rows (n, d)."""
         check_fitted(self, "bank_")

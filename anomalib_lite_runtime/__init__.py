@@ -1,0 +1,14 @@
+"""Score pictures by an exported detector, without torch: onnxruntime, numpy and Pillow are all that is needed.
+
+>>> from anomalib_lite_runtime import load              # doctest: +SKIP
+>>> load("model.onnx").score("part.png").verdict        # doctest: +SKIP
+'good'
+
+`decoding.py` and `reading.py` are those of the library, to the letter but for the imports, so that a picture is read as
+it is there.
+"""
+
+from anomalib_lite_runtime.model import Model, ModelError, Result, load
+from anomalib_lite_runtime.reading import UnreadableImageError
+
+__all__ = ["Model", "ModelError", "Result", "UnreadableImageError", "load"]
