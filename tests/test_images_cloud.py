@@ -1,6 +1,7 @@
 """Images in object stores and archives; the S3 store is a real server (moto's) on loopback, where it is installed."""
 
 import io
+import os
 import pickle
 import shutil
 import socket
@@ -44,7 +45,8 @@ def memory():
 @pytest.fixture(scope="module")
 def s3_server():
     """The address of an S3 server that this test run started, with the credentials for it in the environment."""
-    command = shutil.which("moto_server")
+    # Beside this Python, or wherever commands are.
+    command = shutil.which("moto_server", path=os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]]))
     pytest.importorskip("s3fs")
     if command is None:
         pytest.skip("moto's server is not installed: pip install 'moto[server]'")
