@@ -11,18 +11,16 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 
 from anomalib_lite.fitted.calibration import ALARM
-from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.images.proportions import same_proportions
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.locating.regions import DefectRegion
 from anomalib_lite.machine.threads import one_blas_thread
-from anomalib_lite.results import NO_VERDICT, Scores
+from anomalib_lite.results import NO_VERDICT, Scores, Scoring
 
 Channels = Literal["rgb", "bgr"]
 # Where fewer of the training pictures than this have one shape, others are laid into the frame, as those were.
@@ -84,17 +82,6 @@ class Seen:
     started: float
 
 
-class Judging(Protocol):
-    """A fitted detector."""
-
-    @property
-    def fitted_(self) -> Fitted: ...
-    @property
-    def digest(self) -> str: ...
-    def open(self, images: Any) -> ImageSource: ...
-    def score(self, images: Any) -> Scores: ...
-
-
 class Judge:
     """Judges pictures of one camera, one after the other; not from several threads at once.
 
@@ -109,7 +96,7 @@ class Judge:
     last : SHA-256 of the last picture that could be judged: one like it shows a frozen camera
     """
 
-    def __init__(self, detector: Judging, *, channels: Channels = "rgb"):
+    def __init__(self, detector: Scoring, *, channels: Channels = "rgb"):
         if channels not in ("rgb", "bgr"):
             raise ValueError(f"channels={channels!r}; choose 'rgb' or 'bgr' (OpenCV's)")
         self.detector, self.channels = detector, channels

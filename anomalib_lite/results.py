@@ -6,18 +6,19 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from PIL import Image
 
 from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
-from anomalib_lite.fitted.core import Nearest
+from anomalib_lite.fitted.core import Fitted, Nearest
 from anomalib_lite.images.fixture import Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.reading import Reading
+from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.locating.maps import anomaly_map, map_bands
 from anomalib_lite.locating.regions import DefectRegion, find_regions
 
@@ -26,6 +27,17 @@ if TYPE_CHECKING:
 
 _MAP_PIXELS = 1 << 22  # regions of larger images are found in a map of so many: patches have no finer detail
 NO_VERDICT = "no verdict"  # of an image that cannot be read
+
+
+class Scoring(Protocol):
+    """A fitted detector, as those ask for it who need no more than its scores."""
+
+    @property
+    def fitted_(self) -> Fitted: ...
+    @property
+    def digest(self) -> str: ...
+    def open(self, images: Any) -> ImageSource: ...
+    def score(self, images: Any) -> Scores: ...
 
 
 @dataclass(frozen=True)

@@ -281,7 +281,7 @@ def schema(folder: Path, count: int) -> None:
     ]
     try:
         server.ask("POST", "/v1/models/nut/score", part(1))
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        told = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
         print(told.stdout[-3000:], told.stderr[-500:])
         print("afterwards:", server.ask("POST", "/v1/models/nut/score", part(2))[0])
     finally:

@@ -86,7 +86,7 @@ class TestPage:
             expect(page.locator("#strip button")).to_have_count(3)
 
             page.get_by_role("button", name="Propose a new version").click()
-            expect(page.locator("#proposal")).to_contain_text("1 false alarms cured, 0 defects lost")
+            expect(page.locator("#proposal")).to_contain_text("1 false alarm cured, 0 defects lost")
             expect(page.locator("#comparison tr")).to_have_count(4)
             post(address, part(60, green=True), "again")
             expect(page.locator("#name")).to_contain_text("again")

@@ -247,14 +247,7 @@ def _may_pass(error: Exception) -> bool:
         return False
     if isinstance(error, OSError | TimeoutError):
         return True
-    return type(error).__module__.partition(".")[0] in (
-        "botocore",
-        "aiobotocore",
-        "aiohttp",
-        "google",
-        "gcsfs",
-        "azure",
-    )
+    return type(error).__module__.partition(".")[0] in _CLIENTS
 
 
 def _reason(error: Exception) -> str:

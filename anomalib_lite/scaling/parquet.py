@@ -18,14 +18,13 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from anomalib_lite.files.atomic import write_atomically
-from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.machine.threads import one_blas_thread
-from anomalib_lite.results import NO_VERDICT, Scores
+from anomalib_lite.results import NO_VERDICT, Scores, Scoring
 from anomalib_lite.scaling.chunks import Chunk, Packed, each_alone, engine_in_force, over_chunks
 from anomalib_lite.scaling.sending import Some
 from anomalib_lite.version import __version__
@@ -34,17 +33,6 @@ CHUNK = 256  # images of a file, unless something else is said
 MANIFEST = "_manifest.json"
 _FORMAT = 1
 _MOST_REGIONS = 100  # told of one picture, as on the line
-
-
-class Scoring(Protocol):
-    """A fitted detector."""
-
-    @property
-    def fitted_(self) -> Fitted: ...
-    @property
-    def digest(self) -> str: ...
-    def open(self, images: Any) -> ImageSource: ...
-    def score(self, images: Any) -> Scores: ...
 
 
 @dataclass(frozen=True)

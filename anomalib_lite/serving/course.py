@@ -20,9 +20,8 @@ from anomalib_lite.results import NO_VERDICT
 from anomalib_lite.serving.history import ALARM, History
 from anomalib_lite.serving.line import Line
 
-_SHOWN = (
-    200  # the last parts that charts show, and that a rate is of: a shift's trouble is seen, an hour's chance is not
-)
+# The last parts that charts show, and that a rate is of: a shift's trouble is seen, an hour's chance is not.
+_SHOWN = 200
 _MOST_AGAIN = 5000  # verdicts that are gone through again when the server starts
 
 

@@ -96,7 +96,7 @@ def propose(line: Line, wish: Wish | None = None) -> tuple[Version, Comparison, 
     doubts: list[str] = []
     if wish.learn:
         detector, learnt = _learning(line, detector, confirmed)
-        notes += [f"{learnt} false alarms learnt"] if learnt else []
+        notes += [f"{learnt} false alarm{'s' * (learnt > 1)} learnt"] if learnt else []
     if wish.recalibrate:
         detector, told = _recalibrated(line, detector, confirmed, doubts)
         notes.append(told)

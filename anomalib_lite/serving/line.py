@@ -13,6 +13,7 @@ import re
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,7 +257,8 @@ class Line:
             for one, verdict, identity in zip(batch, verdicts, identities, strict=True):
                 self.pictures.keep(identity, one.content, verdict.grid, alarm=verdict.verdict == ALARM)
                 one.told.set_result((identity, verdict))
-            self.pictures.sweep()
+            with suppress(OSError):  # a folder that somebody else tidies: the next ones are judged
+                self.pictures.sweep()
 
     def _not_frozen(self, one: _Waiting) -> Seen:
         camera, seen = one.about["camera"], one.seen

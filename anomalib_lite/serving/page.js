@@ -37,6 +37,7 @@ function show(picture, url) {
   if (before.startsWith("blob:")) URL.revokeObjectURL(before);
 }
 
+const counted = (number, what) => `${number} ${what}${number === 1 ? "" : "s"}`;
 const kind = (verdict) => verdict.replace(" ", "-");
 const percent = (share) => share === null ? "–" : `${+(100 * share).toPrecision(2)} %`;
 
@@ -356,7 +357,7 @@ $("wish").addEventListener("submit", async (event) => {
   try {
     const { version, comparison, doubts } = await json(at("versions"), wished());
     $("proposal").textContent = `Version ${version.number} is proposed: ${version.note}. ` +
-      `${comparison.cured.length} false alarms cured, ${comparison.lost.length} defects lost.`;
+      `${counted(comparison.cured.length, "false alarm")} cured, ${counted(comparison.lost.length, "defect")} lost.`;
     const table = element("table"), body = [
       ["", `now (${comparison.before.version})`, `then (${comparison.after.version})`],
       [`confirmed good that alarm, of ${comparison.good}`, comparison.before.good_that_alarm, comparison.after.good_that_alarm],
