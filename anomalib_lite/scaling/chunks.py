@@ -27,10 +27,11 @@ from joblib.parallel import get_active_backend, register_parallel_backend
 
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.machine.memory import keep_freed_memory
 from anomalib_lite.scaling.sending import Noted, note, noted, only
 
 CHUNK = 32  # images of a chunk, or fewer where they are large
-_AT_A_TIME = 2  # chunks per worker: one is computed while the other's result is on its way
+AT_A_TIME = 2  # chunks per worker: one is computed while the other's result is on its way
 _KEPT = 2  # what has been unpacked in a process; a fit and a run of scoring use one each
 _here = threading.local()
 _unpacked: dict[str, Any] = {}
@@ -96,6 +97,7 @@ def unpacked(digest: str, data: np.ndarray) -> Any:
         if digest not in _unpacked:
             while len(_unpacked) >= _KEPT:
                 del _unpacked[next(iter(_unpacked))]
+            keep_freed_memory()
             _unpacked[digest] = pickle.loads(data.tobytes())
         return _unpacked[digest]
 
@@ -127,13 +129,16 @@ def engine_in_force() -> Engine | None:
     return None if workers == 1 else Engine(backend, n_jobs, workers)  # joblib sends nothing to an only worker
 
 
-def over_chunks(engine: Engine, work: Work, packed: Packed, chunks: Iterable[Chunk]) -> Iterator[Done]:
+def over_chunks(
+    engine: Engine, work: Work, packed: Packed, chunks: Iterable[Chunk], *, at_a_time: int = AT_A_TIME
+) -> Iterator[Done]:
     """Compute chunks by the engine's workers, and yield what they found, in the order of the chunks.
 
     Parameters
     ----------
     work : a function of what was packed and of a chunk, that gives an entry per image
     chunks : taken from as they are needed
+    at_a_time : chunks per worker that are under way together; three times as many may be held here
 
     Warns
     -----
@@ -151,7 +156,7 @@ def over_chunks(engine: Engine, work: Work, packed: Packed, chunks: Iterable[Chu
     def compute() -> None:
         waiting = iter(chunks)
         with _Workers(engine, work, packed) as workers:
-            while not stopped.is_set() and (wave := list(islice(waiting, _AT_A_TIME * engine.workers))):
+            while not stopped.is_set() and (wave := list(islice(waiting, at_a_time * engine.workers))):
                 ready.put(workers.done(wave))
 
     def computing() -> None:
