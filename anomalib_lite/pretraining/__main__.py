@@ -1,6 +1,6 @@
 """Rebuild the built-in network's weights from a seed.
 
-    python -m anomalib_lite.pretraining --teacher resnet18.pth -o builtin.safetensors --work work
+    python -m anomalib_lite.pretraining --teachers FOLDER -o builtin.safetensors --work work
 
 Draws a pool of formula images, trains, and prints the error on formula images it has not seen. A run that was killed
 goes on from its last checkpoint in the `--work` folder. With `--road classes` no teacher is needed.
@@ -18,19 +18,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from anomalib_lite.embedding.network import SmallNetwork
+from anomalib_lite.embedding.builtin import build_builtin
+from anomalib_lite.embedding.network import DEPTHS, WIDTHS, SmallNetwork
 from anomalib_lite.embedding.pixels import standardised
-from anomalib_lite.embedding.weights import fingerprint
+from anomalib_lite.embedding.weights import Weights, fingerprint, weights_in
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.pretraining import classification, distillation, scenes
 from anomalib_lite.pretraining.augmentation import augmented
+from anomalib_lite.pretraining.growing import begin_with
 from anomalib_lite.pretraining.pool import draw_pool
 from anomalib_lite.pretraining.training import train
 
 _HELD_OUT = 512  # pool images never trained on
 _CLASSES = 600
-_IDENTITY = ("road", "images", "pool_side", "side", "batch", "seed")
+_IDENTITY = ("road", "images", "pool_side", "side", "batch", "seed", "widths", "depths")
 """Arguments that tell one run from another, beside those that `train` is given."""
 
 
@@ -40,16 +42,20 @@ def main() -> None:
     dtype = pick_dtype("auto", device)
     arguments.work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(arguments.seed)
-    network = SmallNetwork(normalize=True)
+    network = SmallNetwork(widths=arguments.widths, depths=arguments.depths, normalize=True)
     batches = Batches(arguments, device)
     identity = {name: getattr(arguments, name) for name in _IDENTITY}
+    if arguments.begin is not None:
+        trained_before = build_builtin(arguments.begin)
+        identity["begin"] = fingerprint(trained_before)
+        begin_with(network, trained_before.state_dict(), _shown(batches.train(-20)[0]).cpu())
     if arguments.road == "teacher":
-        teacher = distillation.Teacher(arguments.teacher, device, dtype)
-        identity["teacher"] = fingerprint(teacher.network)
+        teacher = distillation.Teacher(_weights_of_teachers(arguments), arguments.side, device, arguments.batch)
+        identity["teachers"] = [embedder.fingerprint for embedder in teacher.embedders]
         teacher.calibrate([batches.train(-1 - i)[0] for i in range(16)])
         trained: nn.Module = network
         loss_of: Loss = functools.partial(_distillation_loss, teacher)
-        export: Export = functools.partial(distillation.exported, teacher=teacher)
+        export: Export = distillation.exported
     else:
         trained = classification.FormulaClassifier(network, _CLASSES)
         loss_of, export = _classification_loss, classification.exported
@@ -80,7 +86,7 @@ Export = Callable[..., SmallNetwork]
 
 
 class Batches:
-    """Training and held-out batches as functions of their number: standardised images and the pool indices."""
+    """Training and held-out batches as functions of their number: uint8 crops (n, side, side, 3) and pool indices."""
 
     def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
         draw = scenes.scene if arguments.road == "teacher" else _labelled
@@ -101,7 +107,21 @@ class Batches:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         indices = torch.randint(low, high, (self.batch,), generator=generator)
         images = self.pool[indices.sort().values.to(self.pool.device)]
-        return standardised(augmented(images, self.side, generator, mix=self.mix)), indices.sort().values
+        crops = augmented(images, self.side, generator, mix=self.mix) * 255
+        return crops.round().byte().permute(0, 2, 3, 1).contiguous(), indices.sort().values
+
+
+def _shown(crops: Tensor) -> Tensor:
+    """uint8 crops (n, h, w, 3) as the network that is trained sees them."""
+    return standardised(crops.permute(0, 3, 1, 2).float() / 255)
+
+
+def _weights_of_teachers(arguments: argparse.Namespace) -> dict[str, Weights]:
+    found = {name: path for name, path in weights_in(arguments.teachers).items() if name in distillation.TEACHERS}
+    wanted = arguments.teacher or list(found)
+    if missing := set(wanted) - set(found):
+        raise FileNotFoundError(f"{arguments.teachers} has no weights of {', '.join(sorted(missing))}")
+    return {name: found[name] for name in wanted}
 
 
 def save(network: SmallNetwork, path: Path) -> None:
@@ -111,12 +131,12 @@ def save(network: SmallNetwork, path: Path) -> None:
     write_atomically(path, serialized({key: value.half().contiguous() for key, value in network.state_dict().items()}))
 
 
-def _distillation_loss(teacher: distillation.Teacher, network: nn.Module, images: Tensor, indices: Tensor) -> Tensor:
-    return distillation.distillation_loss(network(images), teacher(images))
+def _distillation_loss(teacher: distillation.Teacher, network: nn.Module, crops: Tensor, indices: Tensor) -> Tensor:
+    return distillation.distillation_loss(network(_shown(crops)), teacher(crops))
 
 
-def _classification_loss(network: nn.Module, images: Tensor, indices: Tensor) -> Tensor:
-    return F.cross_entropy(network(images).float(), (indices % _CLASSES).to(images.device))
+def _classification_loss(network: nn.Module, crops: Tensor, indices: Tensor) -> Tensor:
+    return F.cross_entropy(network(_shown(crops)).float(), (indices % _CLASSES).to(crops.device))
 
 
 def _labelled(seed: int, side: int) -> np.ndarray:
@@ -126,7 +146,11 @@ def _labelled(seed: int, side: int) -> np.ndarray:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--road", choices=["teacher", "classes"], default="teacher")
-    parser.add_argument("--teacher", type=Path, help="ResNet18 state dict of torchvision, down to layer3 at least")
+    parser.add_argument("--teachers", type=Path, help="folder of torchvision state dicts, named as resnet18.pth")
+    parser.add_argument("--teacher", choices=distillation.TEACHERS, nargs="+", help="which of them; default: all")
+    parser.add_argument("--widths", type=int, nargs=3, default=WIDTHS, help="channels at strides 4, 8 and 16")
+    parser.add_argument("--depths", type=int, nargs=3, default=DEPTHS, help="residual blocks at each")
+    parser.add_argument("--begin", type=Path, help="weights of a trained network, as wide or narrower, to begin with")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the weights, .safetensors")
     parser.add_argument("--work", type=Path, default=Path("pretraining-work"), help="pool and checkpoint")
     parser.add_argument("--images", type=int, default=16_000, help="images in the pool")
@@ -140,8 +164,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="auto")
     arguments = parser.parse_args()
-    if arguments.road == "teacher" and arguments.teacher is None:
-        parser.error("--road teacher needs --teacher")
+    arguments.widths, arguments.depths = tuple(arguments.widths), tuple(arguments.depths)
+    if arguments.road == "teacher" and arguments.teachers is None:
+        parser.error("--road teacher needs --teachers, a folder of weights")
     return arguments
 
 

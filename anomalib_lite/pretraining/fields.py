@@ -4,9 +4,10 @@ A field is a float32 array (n, n), roughly standardised. Every family takes two 
 two fields alike (frequencies, exponents, numbers of points), `draw` what differs between two of the same kind
 (phases, places, noise). So one seed of `kind` is a class, as in FractalDB and VisualAtom.
 
-Families: random phases under a chosen spectrum; waves and lattices, warped; Voronoi cells; closed contours around a
-centre (Takashima et al., Visual Atoms, CVPR 2023); iterated function systems (Kataoka et al., FractalDB, ACCV 2020);
-strokes and scratches. Any of them may be folded, sharpened or used as a relief under a lamp.
+Families: random phases under a chosen spectrum, brushed metal among them; waves and lattices, warped; Voronoi cells;
+closed contours around a centre (Takashima et al., Visual Atoms, CVPR 2023); iterated function systems (Kataoka et al.,
+FractalDB, ACCV 2020); strokes and scratches; print; threads on a shaft; long edges. Any of them may be folded,
+sharpened or used as a relief under a lamp.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ def spectral(kind: Random, draw: Random, n: int) -> np.ndarray:
     """Noise of random phases: a power law or a band of frequencies, isotropic or stretched along one direction."""
     across, down = _frequencies(n)
     angle = kind.uniform(0, np.pi)
-    stretch = kind.choice([1.0, kind.uniform(1, 3), kind.uniform(3, 20)])
+    stretch = kind.choice(
+        [1.0, kind.uniform(1, 3), kind.uniform(3, 20), kind.uniform(20, 150)], p=[0.32, 0.3, 0.28, 0.1]
+    )
     u = across * np.cos(angle) + down * np.sin(angle)
     v = (down * np.cos(angle) - across * np.sin(angle)) * stretch
     radius = np.hypot(u, v) + 1 / n
@@ -144,9 +147,59 @@ def strokes(kind: Random, draw: Random, n: int) -> np.ndarray:
     return _standardised(field)
 
 
-FAMILIES: tuple[Field, ...] = (spectral, waves, cells, contours, fractal, strokes)
+def print_(kind: Random, draw: Random, n: int) -> np.ndarray:
+    """Lines of signs, each a few strokes between points of a grid of three by five, of an alphabet of its own."""
+    alphabet = [[kind.integers(0, (3, 5), (2, 2)) for _ in range(kind.integers(2, 5))] for _ in range(12)]
+    tall = np.exp(kind.uniform(np.log(0.05), np.log(0.4))) * 2 * n
+    wide, gap = 0.6 * tall, kind.uniform(1.1, 1.8)
+    canvas = Image.new("L", (2 * n, 2 * n), 0)
+    pen = ImageDraw.Draw(canvas)
+    width = max(1, round(tall * kind.uniform(0.05, 0.2)))
+    left, top = draw.uniform(-wide, wide), draw.uniform(-tall, tall)
+    for line in np.arange(top, 2 * n, gap * tall):
+        for across in np.arange(left, 2 * n, 1.3 * wide):
+            if draw.random() < 0.15:
+                continue
+            for stroke in alphabet[draw.integers(len(alphabet))]:
+                ends = stroke / (2, 4) * (wide, tall) + (across, line)
+                pen.line([tuple(end) for end in ends], fill=255, width=width)
+    turn = kind.choice([0.0, 90.0, kind.uniform(0, 360)])
+    turned = canvas.rotate(turn, Image.Resampling.BILINEAR)
+    return _standardised(np.asarray(turned.resize((n, n), Image.Resampling.BOX), np.float32))
+
+
+def threads(kind: Random, draw: Random, n: int) -> np.ndarray:
+    """The relief of a shaft with a thread, a spring or a knurl upon it: slanted ridges on a bulge."""
+    x, y = _coordinates(n)
+    angle = draw.uniform(0, np.pi)
+    along, across = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
+    half = kind.uniform(0.15, 0.7)
+    bulge = np.sqrt(np.clip(1 - ((across - draw.uniform(-0.2, 0.2)) / half) ** 2, 0, 1))
+    frequency, slant = np.exp(kind.uniform(np.log(4), np.log(max(5, n / 5)))), kind.uniform(-0.5, 0.5)
+    ridges = np.abs(((along + slant * across) * frequency + draw.random()) % 1 - 0.5)
+    if kind.random() < 0.3:  # a knurl
+        ridges = np.minimum(ridges, np.abs(((along - slant * across) * frequency + draw.random()) % 1 - 0.5))
+    sharp = kind.uniform(1, 4)
+    return _standardised(bulge * (1 + kind.uniform(0.1, 0.6) * np.tanh(sharp * ridges)))
+
+
+def edges(kind: Random, draw: Random, n: int) -> np.ndarray:
+    """Flat areas between edges that go through the whole image, sharp or soft, alone or in parallel pairs."""
+    x, y = _coordinates(n)
+    values = np.zeros((n, n), np.float32)
+    first = draw.uniform(0, np.pi)
+    for _ in range(kind.integers(1, 5)):
+        angle = first + kind.choice([0.0, np.pi / 2, kind.uniform(0, np.pi)])
+        distance = x * np.cos(angle) + y * np.sin(angle) - draw.uniform(-0.4, 0.4)
+        if kind.random() < 0.4:  # a band
+            distance = np.abs(distance) - kind.uniform(0.005, 0.2)
+        values += kind.uniform(-1, 1) * np.tanh(distance * n * kind.choice([1.0, 0.3, 0.05]))
+    return _standardised(values)
+
+
+FAMILIES: tuple[Field, ...] = (spectral, waves, cells, contours, fractal, strokes, print_, threads, edges)
 # Surfaces are mostly grain and regular patterns; fractals and strokes are spice.
-_SHARES = (0.34, 0.2, 0.18, 0.1, 0.08, 0.1)
+_SHARES = (0.29, 0.17, 0.15, 0.09, 0.06, 0.08, 0.06, 0.05, 0.05)
 
 
 def field(kind: Random, draw: Random, n: int) -> np.ndarray:
