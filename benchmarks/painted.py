@@ -1,9 +1,11 @@
 """Choices without labels: defects painted on half of the good images, found by a detector fitted on the other half.
 
     python benchmarks/painted.py --data metal_nut bottle magnetic_tile kolektor elpv_poly
+    python benchmarks/painted.py --data … --weights first.safetensors second.safetensors
 
 A thin line, a soft spot or a patch of the picture elsewhere, small and faint, so that no detector finds them all.
-Compared are the values of `KNNScorer.local`; no picture of a real defect takes part.
+Compared are the values of `KNNScorer.local`, or weights of the built-in network; no picture of a real defect takes
+part.
 """
 
 from __future__ import annotations
@@ -68,28 +70,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")
     parser.add_argument("--local", type=float, nargs="+", default=[0.0, 0.5, 1.0])
+    parser.add_argument("--weights", nargs="+", help="weights of the built-in network to compare, at the usual `local`")
     parser.add_argument("--draws", type=int, default=3)
     arguments = parser.parse_args()
-    print("| data | " + " | ".join(f"local {local:g}: recall at 5 %, AUROC" for local in arguments.local) + " |")
-    print("| --- |" + " --- |" * len(arguments.local))
+    given = arguments.weights or [None]
+    scorers = [{}] if arguments.weights else [{"local": local} for local in arguments.local]
+    names = [Path(path).stem for path in given] if arguments.weights else [f"local {x:g}" for x in arguments.local]
+    print("| data | " + " | ".join(f"{name}: recall at 5 %, AUROC" for name in names) + " |")
+    print("| --- |" + " --- |" * len(names))
     for folder in arguments.data:
         source = open_mvtec(folder).train
-        embedder = Detector(dtype="float32").embedder
         every = np.arange(len(source))
-        found: dict[float, list[tuple[float, float]]] = {local: [] for local in arguments.local}
-        plain = {image.index: image.stored() for image in embed_source(embedder, source, every)}
-        for draw in range(arguments.draws):
-            bad = {image.index: image.stored() for image in embed_source(embedder, Painted(source, draw), every)}
-            learnt, new = np.array_split(np.random.default_rng(draw).permutation(sorted(plain)), 2)
-            for local in arguments.local:
-                scorer = KNNScorer(local=local, random_state=draw)
-                detector = Detector(dtype="float32", scorer=scorer, random_state=draw)
-                detector.fit(Embedded(source, plain, learnt), groups="each")
-                good, worse = (detector.score(Embedded(source, known, new)).scores for known in (plain, bad))
-                labels = np.repeat([False, True], [len(good), len(worse)])
-                recall = float((worse > np.quantile(good, 0.95)).mean())
-                found[local].append((recall, auroc(labels, np.append(good, worse))))
-        means = [np.mean(values, axis=0) for values in found.values()]
+        found: list[list[tuple[float, float]]] = [[] for _ in names]
+        for number, weights in enumerate(given):
+            embedder = Detector(dtype="float32", weights=weights).embedder
+            plain = {image.index: image.stored() for image in embed_source(embedder, source, every)}
+            for draw in range(arguments.draws):
+                bad = {image.index: image.stored() for image in embed_source(embedder, Painted(source, draw), every)}
+                learnt, new = np.array_split(np.random.default_rng(draw).permutation(sorted(plain)), 2)
+                for place, options in enumerate(scorers, start=number * len(scorers)):
+                    scorer = KNNScorer(random_state=draw, **options)
+                    detector = Detector(dtype="float32", weights=weights, scorer=scorer, random_state=draw)
+                    detector.fit(Embedded(source, plain, learnt), groups="each")
+                    good, worse = (detector.score(Embedded(source, known, new)).scores for known in (plain, bad))
+                    labels = np.repeat([False, True], [len(good), len(worse)])
+                    recall = float((worse > np.quantile(good, 0.95)).mean())
+                    found[place].append((recall, auroc(labels, np.append(good, worse))))
+        means = [np.mean(values, axis=0) for values in found]
         print(f"| {folder.name} | " + " | ".join(f"{r:.3f}, {a:.4f}" for r, a in means) + " |", flush=True)
 
 
