@@ -81,7 +81,8 @@ def open_model(
     try:
         parameters = _parameters(values, given)
         fitted = from_arrays(arrays, values, device=parameters["device"])
-        given_weights = weights_of(parameters["backbone"], weights, download=download)
+        fingerprint = str(values["embedder"]["fingerprint"])
+        given_weights = weights_of(parameters["backbone"], weights, fingerprint, download=download)
         own = StoredWeights(backbone) if backbone and weights is None else given_weights
         detector = make(**parameters, weights=own)
         embedder = detector.embedder.with_context(values["embedder"]["context"])
@@ -98,7 +99,6 @@ def open_model(
             (dimension,) = embedder.at_level("global").output_shape
             if len(fitted.whole.scorer.pca_.mean_) != dimension:
                 raise ValueError(f"whole images were compared in other dimensions than {dimension}")
-        fingerprint = str(values["embedder"]["fingerprint"])
         if embedder.awaits_calibration and fingerprint == embedder.fingerprint:
             embedder = embedder.calibrated(values["embedder"]["ranges"])
     except WeightsError as error:

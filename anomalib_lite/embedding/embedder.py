@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.arithmetic import pick_arithmetic
-from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
+from anomalib_lite.embedding.builtin import BUILTIN, GENERATIONS, build_builtin
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.pixels import IMAGENET_MEAN, IMAGENET_STD, both_sides, halved
 from anomalib_lite.embedding.pooling import Features, finest_grid
@@ -376,10 +376,15 @@ class Embedder:
             return integers(pixels)
 
 
-def weights_of(backbone: str, given: Weights | None, *, download: bool) -> Weights | None:
-    """Weights to open a stored model with: those given, else the backbone's own, over the network only if told to."""
-    if given is not None or backbone == BUILTIN:
+def weights_of(backbone: str, given: Weights | None, fingerprint: object, *, download: bool) -> Weights | None:
+    """Weights to open a stored model with: those given, else the backbone's own, over the network only if told to.
+
+    Of the built-in network those that the model was fitted with, if they are of a generation that ships.
+    """
+    if given is not None:
         return given
+    if backbone == BUILTIN:
+        return GENERATIONS.get(str(fingerprint))
     return IMAGENET if download else CACHED
 
 

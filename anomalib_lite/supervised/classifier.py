@@ -356,7 +356,7 @@ class Classifier:
                 **checked(config, _SETTINGS),
                 backbone=backbone,
                 layers=layers,
-                weights=own or weights_of(backbone, weights, download=download),
+                weights=own or weights_of(backbone, weights, (described or {}).get("fingerprint"), download=download),
                 augmentation=None if changes is None else Augmentation(**changes),
                 device=device,
                 dtype=dtype,
