@@ -81,13 +81,14 @@ def speed(arguments: argparse.Namespace) -> None:
 
 
 def killed_midway(detector, folder: Path, backend: str, after: float):
-    """Score while a worker, a process that this one has started and that has loaded the package, is killed."""
+    """Score while a worker is killed, in the middle of what it computes."""
 
     def kill() -> None:
         time.sleep(after)
-        victims = workers_of(backend)
-        print(f"killing {victims[0]}", file=sys.stderr)
-        os.kill(victims[0], signal.SIGKILL)
+        while not (busy := [pid for pid in workers_of(backend) if computes(pid)]):  # some may only be starting
+            pass
+        print(f"killing {busy[0]}", file=sys.stderr)
+        os.kill(busy[0], signal.SIGKILL)
 
     thread = threading.Thread(target=kill)
     thread.start()
@@ -101,17 +102,27 @@ def killed_midway(detector, folder: Path, backend: str, after: float):
 
 
 def workers_of(backend: str) -> list[int]:
+    """Processes that compute; Ray's agents, which a node does not outlive, are none."""
     if backend == "dask":
         from distributed import get_client
 
         return list(get_client().run(os.getpid).values())
-    return [pid for pid in _below(os.getpid()) if _name(pid).startswith("ray::")]
+    return [pid for pid in _below(os.getpid()) if _name(pid).startswith("ray::PoolActor")]
 
 
 def processor_seconds(pids: list[int]) -> float:
     """What processes have computed so far: time by the clock is that of everything else on the machine, too (Linux)."""
     ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
     return sum(int(tick) for pair in ticks for tick in pair) / os.sysconf("SC_CLK_TCK")
+
+
+def computes(pid: int) -> bool:
+    """Whether a process spends a good part of a third of a second on the processor, and has loaded torch."""
+    if "torch" not in Path(f"/proc/{pid}/maps").read_text():
+        return False
+    before = processor_seconds([pid])
+    time.sleep(0.3)
+    return processor_seconds([pid]) - before > 0.1
 
 
 def _below(pid: int) -> list[int]:
