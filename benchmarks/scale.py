@@ -85,8 +85,8 @@ def killed_midway(detector, folder: Path, backend: str, after: float):
 
     def kill() -> None:
         time.sleep(after)
-        while not (busy := [pid for pid in workers_of(backend) if computes(pid)]):  # some may only be starting
-            pass
+        while not (busy := workers_of(backend, "ray::PoolActor.run_batch")):  # they may only be starting
+            time.sleep(0.05)
         print(f"killing {busy[0]}", file=sys.stderr)
         os.kill(busy[0], signal.SIGKILL)
 
@@ -101,28 +101,19 @@ def killed_midway(detector, folder: Path, backend: str, after: float):
     return found
 
 
-def workers_of(backend: str) -> list[int]:
+def workers_of(backend: str, called: str = "ray::PoolActor") -> list[int]:
     """Processes that compute; Ray's agents, which a node does not outlive, are none."""
     if backend == "dask":
         from distributed import get_client
 
         return list(get_client().run(os.getpid).values())
-    return [pid for pid in _below(os.getpid()) if _name(pid).startswith("ray::PoolActor")]
+    return [pid for pid in _below(os.getpid()) if _name(pid).startswith(called)]
 
 
 def processor_seconds(pids: list[int]) -> float:
     """What processes have computed so far: time by the clock is that of everything else on the machine, too (Linux)."""
     ticks = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13] for pid in pids]
     return sum(int(tick) for pair in ticks for tick in pair) / os.sysconf("SC_CLK_TCK")
-
-
-def computes(pid: int) -> bool:
-    """Whether a process spends a good part of a third of a second on the processor, and has loaded torch."""
-    if "torch" not in Path(f"/proc/{pid}/maps").read_text():
-        return False
-    before = processor_seconds([pid])
-    time.sleep(0.3)
-    return processor_seconds([pid]) - before > 0.1
 
 
 def _below(pid: int) -> list[int]:
@@ -136,7 +127,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _name(pid: int) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    return "".join(_words(Path(f"/proc/{pid}/cmdline")))
 
 
 class dask_workers:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from anomalib_lite.images.listing import OVERLAYS_MARK, list_images
 from anomalib_lite.images.loading import guess_value_range
 from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError
-from anomalib_lite.images.sources import OVERLAYS_MARK, ImageSource, list_images, open_source
+from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.variations import Variations, VariedSource
 
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomalib_lite.images.sources import ListSource
+from anomalib_lite.images.local import ListSource
 from anomalib_lite.plotting.overlays import contact_sheet, overlay
 from anomalib_lite.results import Scores
 

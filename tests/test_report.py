@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from anomalib_lite import Detector
+from anomalib_lite.images.local import ListSource
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.images.sources import ListSource
 from anomalib_lite.report import page as report
 from anomalib_lite.report.page import Thumbnails, kinds_of, write_report
 

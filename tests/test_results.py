@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.sources import ListSource
+from anomalib_lite.images.local import ListSource
 from anomalib_lite.results import Scores
 
 

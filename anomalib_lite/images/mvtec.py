@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.images.decoding import image_size
+from anomalib_lite.images.listing import list_pictures
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.reading import read_mask
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, list_pictures
+from anomalib_lite.images.sources import ImageSource
 
 LAYOUT = """\
     train/good/000.png                     good images, to fit on

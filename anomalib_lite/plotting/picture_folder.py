@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.images.listing import OVERLAYS_MARK, SUFFIXES
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import OVERLAYS_MARK, SUFFIXES
 
 _OURS = (*SUFFIXES, ".npy")
 

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.reading import Reading, UnreadableImageError
-from anomalib_lite.images.sources import FolderSource, ListSource, ReadsReduced, open_source
+from anomalib_lite.images.sources import ReadsReduced, open_source
 from anomalib_lite.locating.regions import DefectRegion
 
 

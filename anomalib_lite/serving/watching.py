@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomalib_lite.images.sources import SUFFIXES
+from anomalib_lite.images.listing import SUFFIXES
 from anomalib_lite.judging import Judge, Verdict
 from anomalib_lite.results import NO_VERDICT
 from anomalib_lite.serving.journal import Journal

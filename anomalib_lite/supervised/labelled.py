@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from anomalib_lite.images.listing import SUFFIXES, list_images
+from anomalib_lite.images.local import FolderSource
 from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, read_mask_of
-from anomalib_lite.images.sources import SUFFIXES, FolderSource, list_images
 
 
 class LabelledDataError(ValueError):
