@@ -40,7 +40,7 @@ def evaluate(
 
     Parameters
     ----------
-    dataset : folder in MVTec AD layout
+    dataset : folder in MVTec AD layout, or its URL in an object store or archive, see `open_mvtec`
     rates : false-alarm rates at which thresholds are measured, besides the detector's own.
     train : images to fit on instead of train/good, optional.
     groups : training images that belong together, see `Detector.fit`.

@@ -15,7 +15,7 @@ import numpy as np
 
 from anomalib_lite.images.listing import SUFFIXES, list_images
 from anomalib_lite.images.local import FolderSource
-from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, read_mask_of
+from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, pictures_in, read_mask_of
 
 
 class LabelledDataError(ValueError):
@@ -147,13 +147,14 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
     for_training: list[bool] = []
     mask_paths: list[Path | None] = []
     problems: list[str] = []
+    drawn = root / "ground_truth"
     for part in parts:
         inside, left_out = _classes_in(root / part, part)
         ids += [f"{part}/{id_}".lstrip("/") for id_ in inside]
         kinds += [id_.split("/")[0] for id_ in inside]
         for_training += [part == "train"] * len(inside)
-        masks, unpaired = pair_masks(root / "ground_truth", inside) if part == "test" else ([None] * len(inside), [])
-        mask_paths += masks
+        masks, unpaired = pair_masks(pictures_in(drawn), inside) if part == "test" else ([None] * len(inside), [])
+        mask_paths += [None if mask is None else drawn / mask for mask in masks]
         problems += left_out + unpaired
     if good is None and (named_good := sorted(filter(is_good_name, set(kinds)))):
         good = named_good[0]
