@@ -246,7 +246,9 @@ def add(
 @with_detector_flags
 def evaluate(
     parameters: dict[str, Any],
-    dataset: Annotated[Path, typer.Argument(help="folder in MVTec AD layout: train/good, test/<kind>, ground_truth")],
+    dataset: Annotated[
+        str, typer.Argument(help="folder in MVTec AD layout, or its URL: train/good, test/<kind>, ground_truth")
+    ],
     groups: Groups = None,
     as_json: Json = False,
     strict: Strict = False,
