@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.exporting.graph import Graph, Name, f32, f64, i64
-from anomalib_lite.exporting.network import Embedding, exported
+from anomalib_lite.exporting.network import Embedding, embedded
 from anomalib_lite.exporting.resizing import map_weights, resized
 from anomalib_lite.exporting.searching import Found, scored
 from anomalib_lite.fitted.core import Fitted
@@ -93,7 +93,7 @@ def build(
     from onnx import TensorProto, helper, numpy_helper
 
     check_exportable(fitted, embedder, opset)
-    g = Graph(opset, leaves_out=not for_openvino)
+    g = Graph(opset, for_openvino=for_openvino)
     frame = embedder.frame if fitted.frame is None else fitted.frame
     shape = g("Shape", "image")
     rows, columns = (g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))
@@ -113,9 +113,9 @@ def build(
         whole = g("Add", whole, f64(fitted.whole.usual_patches))
         score = g("Max", score, whole)
         outputs["whole_score"] = whole, TensorProto.DOUBLE, []
-    fits = _same_proportions(g, frame, picture) if frame.region is not None else None
     p_value, verdict = _calibrated(g, fitted, score)
-    if fits is not None:
+    if frame.region is not None:
+        fits = _same_proportions(g, frame, picture)
         score, p_value = (g("Where", fits, name, f64(np.nan)) for name in (score, p_value))
         verdict = g("Where", fits, verdict, i64(NO_VERDICT))
     outputs = {
@@ -226,14 +226,14 @@ def _embedded_and_searched(
     g: Graph, fitted: Fitted, embedder: Embedder, placed: Name, opset: int
 ) -> tuple[Found, Name | None]:
     """What the scorer says of all patches of the frame's grid (or of the whole image), and the whole image's vector."""
-    module = Embedding(embedder, fitted.reduction, whole=fitted.whole is not None)
-    network = exported(module, torch.zeros(*embedder.image_size, 3, dtype=torch.uint8), opset)
+    module = Embedding(embedder, fitted.reduction, whole=fitted.whole is not None, for_openvino=g.for_openvino)
+    embedding = embedded(module, opset)
     own = embedder.own_grid
     n = own[0] * own[1]
     frame = embedder.frame
 
     def seen(g: Graph, pixels: Name) -> tuple[Found | None, Name | None]:
-        parts = dict(zip(module.outputs, g.splice(network, {"pixels": pixels}), strict=True))
+        parts = dict(zip(module.outputs, embedding(g, pixels), strict=True))
         return (scored(g, fitted.scorer, parts["rows"], n) if "rows" in parts else None), parts.get("vector")
 
     if not frame.tiled:
