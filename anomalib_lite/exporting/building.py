@@ -31,7 +31,8 @@ OPSETS = (18, 20)  # the first where means take their axes as an input, and the 
 OUTPUTS = (
     "score", "p_value", "verdict", "whole_score", "nearest", "nearest_distance", "patch_scores", "anomaly_map",
 )  # fmt: skip
-FORMAT = 1  # of the graph's inputs, outputs and metadata
+SIZES = ("original_size", "map_size")  # inputs that may be left out
+FORMAT = 2  # of the graph's inputs, outputs and metadata
 NO_VERDICT, GOOD, LOOK_AGAIN, ALARM = -1, 0, 1, 2
 _GROUND = 128  # what stands outside of a region, see `images.region`
 _LOWEST = -1e30  # below any score; finite in float32 too, which some runtimes compute in
@@ -41,6 +42,7 @@ class _Picture(NamedTuple):
     """What the graph knows of a picture: its pixels, and int64 scalars.
 
     Where it comes smaller than it is, its own size is (height, width), and that of the pixels (rows, columns).
+    Its anomaly map has the size (map_height, map_width).
     """
 
     pixels: Name
@@ -48,6 +50,8 @@ class _Picture(NamedTuple):
     columns: Name
     height: Name
     width: Name
+    map_height: Name
+    map_width: Name
 
 
 class _Judged(NamedTuple):
@@ -74,7 +78,8 @@ def build(
     """The graph as an ONNX model.
 
     Its input is "image", uint8 RGB (H, W, 3); and "original_size", int64 (2,): height and width of a picture whose
-    pixels come smaller than it is, by default the size of the pixels. Its outputs are among `OUTPUTS`.
+    pixels come smaller than it is, by default the size of the pixels; and "map_size", int64 (2,), of the anomaly map,
+    by default the size of the picture. Its outputs are among `OUTPUTS`.
 
     Parameters
     ----------
@@ -98,7 +103,9 @@ def build(
     shape = g("Shape", "image")
     rows, columns = (g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))
     original = g("Where", g("Greater", "original_size", i64(0)), "original_size", g("Slice", shape, i64([0]), i64([2])))
-    picture = _Picture("image", rows, columns, *(g("Gather", original, i64(axis), axis=0) for axis in (0, 1)))
+    map_size = g("Where", g("Greater", "map_size", i64(0)), "map_size", original)
+    sides = [g("Gather", size, i64(axis), axis=0) for size in (original, map_size) for axis in (0, 1)]
+    picture = _Picture("image", rows, columns, *sides)
     content = _content(g, frame, picture)
     placed = _placed(g, frame, picture, content)  # float32 (h, w, 3)
     found, vector = _embedded_and_searched(g, fitted, embedder, placed, opset)
@@ -135,11 +142,11 @@ def build(
         "anomalib_lite",
         [
             helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3]),
-            helper.make_tensor_value_info("original_size", TensorProto.INT64, [2]),
+            *(helper.make_tensor_value_info(name, TensorProto.INT64, [2]) for name in SIZES),
         ],
         [helper.make_tensor_value_info(known, kind, axes) for known, (_, kind, axes) in outputs.items()],
         initializer=[
-            numpy_helper.from_array(i64([0, 0]), "original_size"),  # an input with a value may be left out
+            *(numpy_helper.from_array(i64([0, 0]), name) for name in SIZES),  # an input with a value may be left out
             *(numpy_helper.from_array(values, name) for name, values in g.constants.items()),
         ],
     )
@@ -365,9 +372,9 @@ def _grids(g: Graph, fitted: Fitted, judged: _Judged) -> tuple[Name, Name]:
 def _map(
     g: Graph, fitted: Fitted, frame: Frame, grid: Name, picture: _Picture, content: tuple[Name, Name] | None
 ) -> Name:
-    """The anomaly map float32 (H, W) at the picture's own size, see `locating.maps`."""
+    """The anomaly map float32 (H, W), see `locating.maps`."""
     weights = []
-    for axis, shown in enumerate((picture.height, picture.width)):
+    for axis, shown in enumerate((picture.map_height, picture.map_width)):
         canvas = shown
         if content is not None:
             whole = g("Mul", g.cast(shown, np.float64), f64(frame.size[axis]))
@@ -376,7 +383,7 @@ def _map(
     found = g("MatMul", weights[0], g("MatMul", grid, g("Transpose", weights[1], perm=[1, 0])))
     if frame.region is None:
         return found
-    inside = g("Squeeze", _coverage(g, frame.region, picture.height, picture.width), i64([2]))
+    inside = g("Squeeze", _coverage(g, frame.region, picture.map_height, picture.map_width), i64([2]))
     return g("Where", g("GreaterOrEqual", inside, f32(128)), found, f32(0.0))
 
 

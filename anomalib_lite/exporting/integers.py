@@ -60,7 +60,10 @@ class ExportedIntegers(IntegerNetwork):
             real = (sums if c.source.size == 1 else sums * c.source.size) * scale + bias
             if c.added is not None and added is not None:
                 other = added.permute(0, 2, 3, 1).reshape(len(real), -1) if laid_out else added
-                real = real + (other.float() - c.added.zero) * c.added.size
+                # In one rounding, as by processors' multiply-and-add, and of the size that these have in float32. No
+                # plain number: torch's exporter takes one for another that differs in the eighth digit.
+                size_of_added = torch.tensor(c.added.size, dtype=torch.float32).double()
+                real = (real.double() + (other.double() - c.added.zero) * size_of_added).float()
             if c.relu and (c.result is None or c.result.zero):  # else what is negative is cut off all the same
                 real = real.relu()
             if c.result is not None:
