@@ -22,12 +22,15 @@ from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.plotting.curves import plot_calibration, plot_roc, plot_score_histogram
 from anomalib_lite.plotting.places import FRAME_ALARM, FRAME_GOOD, enlarged, marked
 from anomalib_lite.plotting.scored import pictures_of
+from anomalib_lite.plotting.style import turned_dark
 from anomalib_lite.report.pictures import Thumbnails, as_jpeg, data_uri
 from anomalib_lite.results import Scores
 
 _PLACES = 6  # alarms explained by their nearest good patch
 _SIDE = 288  # pixels of a picture beside others
 _LISTED = 20  # near-duplicates
+_DARK = ("#15181c", "#e8edf2")  # ground and ink of the page where it is dark
+_INCHES, _DPI = 4.6, 180  # of a figure at most: its text is to be read on a phone, and on paper
 
 
 def figures(
@@ -178,9 +181,19 @@ def _duplicates(pairs: list[NearDuplicate]) -> str:
 
 
 def _figure(name: str, figure: Figure, caption: str, said: str) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    width, height = figure.get_size_inches()
+    if width > _INCHES:
+        figure.set_size_inches(_INCHES, height * (_INCHES / width) ** 0.5)
+    light, dark = _as_png(figure), _as_png(turned_dark(figure, *_DARK))
     return (
-        f'<figure class="plot"><img alt="{html.escape(said)}" src="{data_uri(buffer.getvalue(), "png")}">'
+        '<figure class="plot"><picture>'
+        f'<source media="screen and (prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img alt="{html.escape(said)}" src="{light}"></picture>'
         f"<figcaption>{html.escape(name)}. {html.escape(caption)}</figcaption></figure>"
     )
+
+
+def _as_png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=_DPI)
+    return data_uri(buffer.getvalue(), "png")

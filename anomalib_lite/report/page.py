@@ -194,7 +194,8 @@ def _summary(detector: Detector, scores: Scores) -> str:
             f"Region of interest: {100 * region.share:.3g} % of every picture is looked at. What lies outside is dark "
             "in the heat maps and changes no score; a defect there is not found."
         )
-    return "".join(f"<p>{html.escape(text)}</p>" for text in paragraphs)
+    # A number and its unit stay on one line.
+    return "".join(f"<p>{html.escape(text.replace(' %', chr(0xA0) + '%'))}</p>" for text in paragraphs)
 
 
 def _legend() -> str:
@@ -202,9 +203,9 @@ def _legend() -> str:
     colours = (255 * colormaps[COLOURS](np.linspace(0.2, 1, 9))[:, :3]).astype(int)
     steps = ", ".join(f"rgb({red}, {green}, {blue})" for red, green, blue in colours)
     return (
-        '<p id="legend">Heat maps: nothing is painted where a picture is as good ones are; '
+        '<p id="legend">Heat maps: what is like the good ones is left as it is; what is unlike them is painted, '
         f'<span class="scale" style="background: linear-gradient(to right, {steps})"></span> '
-        "is unlike them, the lighter the more. One scale for all.</p>"
+        "the lighter the more. One scale for all images.</p>"
     )
 
 
