@@ -70,7 +70,8 @@ class TestOverlay:
         rise = np.clip((share - 0.2) / 0.35, 0, 1)
         opacity = 0.65 * (3 * rise**2 - 2 * rise**3)
         expected = pixels * (1 - opacity) + 255 * colormaps["inferno"](share[..., 0])[..., :3] * opacity
-        assert overlay(pixels, heat, (2, 10)) == pytest.approx(expected, abs=3)
+        step = np.abs(np.diff(colormaps["inferno"](np.arange(256))[:, :3], axis=0)).max()  # of the table of colours
+        assert overlay(pixels, heat, (2, 10)) == pytest.approx(expected, abs=0.65 * 255 * step + 0.5)
 
     def test_white_ground_stays_white(self):
         """A good part on white paper: up to 0.8 of the threshold, a third of the scale, nothing is painted."""

@@ -15,7 +15,6 @@ from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure, shortened
 
 
-
 def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) -> Figure:
     """Image `i` of `scores`, its worst patch enlarged, the nearest good patch enlarged, and its training image.
 

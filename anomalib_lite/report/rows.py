@@ -55,7 +55,9 @@ def filters(scores: Scores, kinds: Sequence[str]) -> str:
     """The choices of verdict and kind, with how many there are of each; of one kind there is nothing to choose."""
     verdicts = [*scores.verdicts, *(NO_VERDICT for _ in scores.unreadable)]
     order = sorted(set(kinds), key=lambda kind: (not is_good_name(kind), kind))
-    chosen = _choice("verdict", [name for name in ("alarm", "look again", "good", NO_VERDICT) if name in verdicts], verdicts)
+    chosen = _choice(
+        "verdict", [name for name in ("alarm", "look again", "good", NO_VERDICT) if name in verdicts], verdicts
+    )
     return chosen + (_choice("kind", order, kinds) if len(order) > 1 else "")
 
 
