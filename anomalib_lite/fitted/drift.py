@@ -216,10 +216,10 @@ class DriftMonitor:
                 "or the product has changed, and the threshold no longer holds: `recalibrate` with fresh good images"
             )
         return (
-            f"{seen} higher than good images do, more than {100 * self.tolerated_defects:.3g} % of defects explain. Look "
-            "at the alarms first. If they are defects, the detector does its work, and it is the line that needs help, "
-            "not the threshold. If they are good parts, the light, the lens or the product has changed: `recalibrate` "
-            "with fresh good images"
+            f"{seen} higher than good images do, more than {100 * self.tolerated_defects:.3g} % of defects explain. "
+            "Look at the alarms first. If they are defects, the detector does its work, and it is the line that needs "
+            "help, not the threshold. If they are good parts, the light, the lens or the product has changed: "
+            "`recalibrate` with fresh good images"
         )
 
     def _lay_out_bets(self) -> None:

@@ -1,7 +1,8 @@
 """Anomaly maps over their images, on one colour scale: as figures, as contact sheets, as a folder of PNG files.
 
-The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
-map varies, and white ground stays white. What is outside the region of interest is dark, and a line goes around every region of a defect.
+The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own map
+varies, and white ground stays white. What is outside the region of interest is dark, and a line goes around every
+region of a defect.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The table of a report: one line for every image, with its picture, heat map, verdict, and what is to be told of it.
+"""The table of a report: a line for every image, with its picture, heat map, verdict, and what is to be told of it.
 
-The lines are whole without a script, so that they can be read, printed and kept; the script sorts, filters and enlarges.
+The lines are whole without a script, so that they can be read, printed and kept; it sorts, filters and enlarges.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ def _about(scores: Scores, i: int) -> list[str]:
     ]
     if scores.as_a_whole(i):
         told.append(
-            "It is unlike the good ones as a whole, more than at any one place: a piece may be missing, doubled or swapped."
+            "It is unlike the good ones as a whole, more than at any one place: a piece may be missing, doubled or "
+            "swapped."
         )
     if scores.nearest is not None:
         near = scores.nearest[i]
