@@ -6,6 +6,7 @@ import io
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,14 @@ class TestPage:
         assert f'<h1 class="good">None of {len(scores)} images alarms</h1>' in text
         assert "The highest score: " in text
         assert "Nearest good patches" not in text
+
+    def test_a_part_that_was_not_found_is_told_and_sorted(self, detector, data, tmp_path):
+        """Its score is infinite: it alarms, whatever it looks like."""
+        scores = detector.score(data.test)
+        far = replace(scores, scores=np.where(np.arange(len(scores)) == 5, np.inf, scores.scores))
+        page = write_report(detector, data.test, tmp_path / "r.html", scores=far)
+        assert next(iter(lines(page))) == scores.ids[5]
+        assert lines(page)[scores.ids[5]]["score"] == "Infinity"  # as a script reads it
 
     def test_the_region_of_interest_is_told(self, data, tmp_path):
         detector = Detector(image_size=64, roi=[(32, 32, 96, 96)]).fit(data.train)
@@ -280,7 +289,8 @@ class TestThumbnails:
 class Many:
     """So many images that each can have few bytes."""
 
-    ids = [f"{i}.png" for i in range(5000)]
+    def __init__(self):
+        self.ids = [f"{i}.png" for i in range(5000)]
 
     def __len__(self):
         return len(self.ids)
@@ -380,9 +390,7 @@ class TestInABrowser:
         assert tab.locator("#zoom-heat").get_attribute("aria-pressed") == "false"
         for _ in range(14):
             tab.keyboard.press("Tab")
-            assert tab.evaluate(
-                "document.activeElement === document.body || !!document.activeElement.closest('dialog')"
-            )
+            assert tab.evaluate("(at => at === document.body || !!at.closest('dialog'))(document.activeElement)")
         tab.keyboard.press("Escape")
         assert tab.locator("#zoom").is_hidden()
         assert opener.evaluate("opener => opener === document.activeElement")

@@ -21,12 +21,13 @@ from matplotlib import colormaps
 
 from anomalib_lite.detector import Detector
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.fitted.calibration import LOOK_AGAIN
 from anomalib_lite.fitted.drift import tied_share, watch
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.report.figures import figures
 from anomalib_lite.report.pictures import Thumbnails, heat_maps, small_pictures
-from anomalib_lite.report.rows import filters, kinds_of, layered, table_rows
+from anomalib_lite.report.rows import by_score, filters, kinds_of, layered, table_rows
 from anomalib_lite.results import Scores
 
 _HERE = Path(__file__).parent
@@ -119,9 +120,8 @@ def _verdict(scores: Scores) -> str:
 
 def _warnings(scores: Scores, lost: Mapping[str, str]) -> str:
     """What is not as it should be, with a number each; the lines of the table say more."""
-    again = scores.verdicts.count("look again")
+    again = scores.verdicts.count(LOOK_AGAIN)
     counts = [
-        (again, "{} to be looked at again.", "{} to be looked at again."),
         (
             len(scores.unreadable),
             "{} image could not be read: it has no verdict.",
@@ -139,7 +139,8 @@ def _warnings(scores: Scores, lost: Mapping[str, str]) -> str:
         ),
     ]  # fmt: skip
     told = [(one if count == 1 else many).format(count) for count, one, many in counts if count]
-    return "".join(f'<p class="warning">{text}</p>' for text in told)
+    first = f'<p class="warning look-again">{again} to be looked at again.</p>' if again else ""
+    return first + "".join(f'<p class="warning no-verdict">{text}</p>' for text in told)
 
 
 def _worst(scores: Scores, pictures: Mapping[int, bytes], heat: Sequence[bytes]) -> str:
@@ -151,7 +152,7 @@ def _worst(scores: Scores, pictures: Mapping[int, bytes], heat: Sequence[bytes])
     shown = layered(pictures[i], None, f"{name}: {verdict}")
     if heat:
         shown += layered(pictures[i], heat[i], f"{name} with its heat map")
-    position = sorted(range(len(scores)), key=lambda i: -scores.scores[i]).index(i)
+    position = by_score(scores).index(i)
     return (
         f'<figure id="worst"><button type="button" class="open" data-row="{position}">{shown}</button>'
         f'<figcaption>The highest score: <span class="name">{html.escape(name)}</span>, {scores.scores[i]:.4f}, '

@@ -8,6 +8,9 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
+
+from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.report.pictures import data_uri, size_of
 from anomalib_lite.results import NO_VERDICT, Scores
@@ -31,9 +34,22 @@ def table_rows(
     heat : heat maps by position, as PNG; none at the global level
     lost : by id, why an image has no picture
     """
-    verdicts = scores.verdicts
-    order = sorted(range(len(scores)), key=lambda i: -scores.scores[i])
-    lines = [_line(scores, i, kinds[i], verdicts[i], pictures.get(i), heat, lost) for i in order]
+    verdicts, registered = scores.verdicts, scores.registered.tolist()
+
+    def line(i: int) -> str:
+        name, remarks = scores.ids[i], []
+        if scores.ids[i] in lost:
+            remarks.append(f"No picture: {lost[name]}")
+        if name in scores.notes:
+            remarks.append(scores.notes[name])
+        if not registered[i]:
+            remarks.append("The fixture did not find the part in this picture.")
+        shown = None
+        if i in pictures:
+            shown = layered(pictures[i], heat[i] if heat else None, f"{name}: {verdicts[i]}")
+        return _line(scores, i, kinds[i], verdicts[i], shown, remarks)
+
+    lines = [line(i) for i in by_score(scores)]
     for entry, kind in zip(scores.unreadable, kinds[len(scores) :], strict=True):
         lines.append(
             f'<tr data-kind="{_text(kind)}" data-verdict="{NO_VERDICT}"><td class="look soft">no picture</td>'
@@ -41,6 +57,11 @@ def table_rows(
             f'<td class="number">–</td><td class="number">–</td>{_verdict(NO_VERDICT)}</tr>'
         )
     return "\n".join(lines)
+
+
+def by_score(scores: Scores) -> list[int]:
+    """Positions in `scores` in the order of the table."""
+    return sorted(range(len(scores)), key=lambda i: -scores.scores[i])
 
 
 def layered(picture: bytes, heat: bytes | None, said: str) -> str:
@@ -55,9 +76,7 @@ def filters(scores: Scores, kinds: Sequence[str]) -> str:
     """The choices of verdict and kind, with how many there are of each; of one kind there is nothing to choose."""
     verdicts = [*scores.verdicts, *(NO_VERDICT for _ in scores.unreadable)]
     order = sorted(set(kinds), key=lambda kind: (not is_good_name(kind), kind))
-    chosen = _choice(
-        "verdict", [name for name in ("alarm", "look again", "good", NO_VERDICT) if name in verdicts], verdicts
-    )
+    chosen = _choice("verdict", [name for name in (ALARM, LOOK_AGAIN, GOOD, NO_VERDICT) if name in verdicts], verdicts)
     return chosen + (_choice("kind", order, kinds) if len(order) > 1 else "")
 
 
@@ -66,32 +85,18 @@ def _choice(name: str, options: Sequence[str], every: Sequence[str]) -> str:
     return f'<label>{name.capitalize()} <select id="{name}"><option value="">all</option>{entries}</select></label>'
 
 
-def _line(
-    scores: Scores,
-    i: int,
-    kind: str,
-    verdict: str,
-    picture: bytes | None,
-    heat: Sequence[bytes],
-    lost: Mapping[str, str],
-) -> str:
-    name, remarks = scores.ids[i], []
-    if name in lost:
-        remarks.append(f"No picture: {lost[name]}")
-    if name in scores.notes:
-        remarks.append(scores.notes[name])
-    if not scores.registered[i]:
-        remarks.append("The fixture did not find the part in this picture.")
+def _line(scores: Scores, i: int, kind: str, verdict: str, shown: str | None, remarks: Sequence[str]) -> str:
     look = '<td class="look soft">no picture</td>'
-    if picture is not None:
-        shown = layered(picture, heat[i] if heat else None, f"{name}: {verdict}")
+    if shown is not None:
         look = f'<td class="look"><button type="button" class="open">{shown}</button></td>'
     told = "".join(f'<p class="reason">{_text(remark)}</p>' for remark in remarks)
     about = "".join(f"<p>{_text(sentence)}</p>" for sentence in _about(scores, i))
+    score = "Infinity" if np.isinf(scores.scores[i]) else f"{scores.scores[i]:.6g}"
     return (
-        f'<tr data-kind="{_text(kind)}" data-verdict="{verdict}" data-score="{scores.scores[i]:.6g}" '
+        f'<tr data-kind="{_text(kind)}" data-verdict="{verdict}" data-score="{score}" '
         f'data-p="{scores.p_values[i]:.6g}">{look}'
-        f'<th scope="row"><span class="name">{_text(name)}</span>{told}<div class="about" hidden>{about}</div></th>'
+        f'<th scope="row"><span class="name">{_text(scores.ids[i])}</span>{told}'
+        f'<div class="about" hidden>{about}</div></th>'
         f'<td class="number">{scores.scores[i]:.4f}</td><td class="number">{scores.p_text(i)}</td>'
         f"{_verdict(verdict)}</tr>"
     )
