@@ -160,6 +160,12 @@ class TestPage:
         assert f"<h2>Nearest good patches: {shown} of {alarms} alarms</h2><p>Shown are {which}." in text
         assert text.count('<figure class="nearest">') == shown
 
+    def test_a_remark_stands_in_the_line_of_its_image(self, detector, data, tmp_path):
+        scores = replace(detector.score(data.test), notes={data.test.ids[3]: "2 further pages"})
+        page = write_report(detector, data.test, tmp_path / "r.html", scores=scores)
+        assert [name for name, line in lines(page).items() if "2 further pages" in line["text"]] == [data.test.ids[3]]
+        assert "1 has a remark in its line of the table." in page.read_text()
+
     def test_an_image_to_be_looked_at_again_is_no_good_one(self, detector, data, tmp_path):
         scores = detector.at_threshold(1e6, look_again=0.0).score(data.test)
         page = write_report(detector, data.test, tmp_path / "r.html", scores=scores)

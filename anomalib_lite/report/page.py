@@ -134,8 +134,8 @@ def _warnings(scores: Scores, lost: Mapping[str, str]) -> str:
         ),
         (
             len(scores.notes),
-            "{} was scored, but not by all it holds.",
-            "{} were scored, but not by all they hold.",
+            "{} has a remark in its line of the table.",
+            "{} have remarks in their lines of the table.",
         ),
     ]  # fmt: skip
     told = [(one if count == 1 else many).format(count) for count, one, many in counts if count]

@@ -34,7 +34,7 @@ def table_rows(
     heat : heat maps by position, as PNG; none at the global level
     lost : by id, why an image has no picture
     """
-    verdicts, registered = scores.verdicts, scores.registered.tolist()
+    verdicts = scores.verdicts
 
     def line(i: int) -> str:
         name, remarks = scores.ids[i], []
@@ -42,8 +42,6 @@ def table_rows(
             remarks.append(f"No picture: {lost[name]}")
         if name in scores.notes:
             remarks.append(scores.notes[name])
-        if not registered[i]:
-            remarks.append("The fixture did not find the part in this picture.")
         shown = None
         if i in pictures:
             shown = layered(pictures[i], heat[i] if heat else None, f"{name}: {verdicts[i]}")
