@@ -16,7 +16,7 @@ from PIL import Image
 
 from anomalib_lite import Detector
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.images.sources import ListSource
+from anomalib_lite.images.sources import ListSource, open_source
 from anomalib_lite.report import figures, pictures
 from anomalib_lite.report.page import write_report
 from anomalib_lite.report.pictures import Thumbnails, size_of
@@ -285,6 +285,22 @@ class TestThumbnails:
         many.read(0)
         assert size_of(few.pictures[0]) == (576, 768)
         assert size_of(many.pictures[0]) == (240, 320)
+
+    def test_an_alarm_is_as_sharp_as_it_can_be(self, detector, tmp_path):
+        """For scoring large JPEGs are decoded at a fraction of their size."""
+        stripes = np.zeros((900, 900, 3), np.uint8)
+        stripes[:, ::6] = 255
+        Image.fromarray(stripes).save(tmp_path / "stripes.jpg")
+        source = Thumbnails(open_source(tmp_path))
+        scores = detector.score(source)
+        assert scores.alarms.all()
+        decoded = size_of(source.pictures[0])
+        (shown,) = pictures.small_pictures(scores, source, {}).values()
+        assert decoded[0] < 768
+        assert size_of(shown) == (768, 768)
+        (tmp_path / "stripes.jpg").unlink()
+        source.pictures[0] = pictures.as_jpeg(stripes, 100)
+        assert size_of(pictures.small_pictures(scores, source, {})[0]) == (100, 100)
 
     def test_stand_upright_and_are_passed_on_to_paper(self, page, data):
         picture = as_picture(next(iter(lines(page).values()))["picture"])

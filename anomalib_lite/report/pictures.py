@@ -27,7 +27,7 @@ _HEAT_SIDE = 96  # pixels of a heat map: a browser smooths it, paper does not
 
 
 class Thumbnails:
-    """An image source that keeps a small picture, some 10 kB of JPEG, of every image read through it.
+    """An image source that keeps a small picture of every image read through it: JPEG, 10 kB each where there are many.
 
     Give it to `Detector.score`, with ``vectors=True``, and both to `write_report`, and no image is decoded twice.
     `pictures` is by position.
@@ -53,6 +53,18 @@ class Thumbnails:
         pixels = self.read(i)
         return pixels, (pixels.shape[0], pixels.shape[1])
 
+    def sharpen(self, i: int, size: tuple[int, int]) -> None:
+        """Keep a picture of `size` (height, width) at the side it is to have, if it was decoded smaller for scoring."""
+        share = min(1.0, self._side / max(size))
+        if max(size_of(self.pictures[i])) >= int(share * max(size)) or not isinstance(self.source, ReadsReduced):
+            return
+        try:
+            pixels, found = self.source.read_reduced(i, (math.ceil(share * size[0]), math.ceil(share * size[1])))
+        except UnreadableImageError:  # it has gone by now: what was seen of it stays
+            return
+        if found == size:
+            self.pictures[i] = as_jpeg(pixels, self._side)
+
     def _kept(self, i: int, pixels: np.ndarray) -> np.ndarray:
         if i not in self.pictures:
             self.pictures[i] = as_jpeg(pixels, self._side)
@@ -74,6 +86,8 @@ def small_pictures(scores: Scores, source: Thumbnails, lost: dict[str, str]) -> 
                 read(i)
             except UnreadableImageError as error:
                 lost[scores.ids[i]] = str(error)
+        if where in source.pictures and scores.alarms[i]:  # they are looked at closely
+            source.sharpen(where, scores.image_sizes[i])
         return source.pictures.get(where)
 
     with ThreadPoolExecutor() as pool:
