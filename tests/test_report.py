@@ -272,6 +272,8 @@ class TestKinds:
             (["good/a.png", "bent/b.png"], ["good", "bent"]),
             (["good/a.png", "b.png"], ["good", "image"]),
             (["same/a.png", "same/b.png"], ["image", "image"]),
+            (["/line/test/good/a.png", "/line/test/bent/b.png"], ["good", "bent"]),
+            (["/line/good/a.png", "/line/good/new/b.png"], ["good", "good/new"]),
         ],
     )
     def test_are_the_folders_when_there_are_several(self, ids, kinds):

@@ -17,9 +17,17 @@ from anomalib_lite.results import NO_VERDICT, Scores
 
 
 def kinds_of(ids: Iterable[str]) -> list[str]:
-    """The kind of every image: the folder it lies in, when there are several folders; else "image"."""
-    folders = [name.rsplit("/", 1)[0] if "/" in name else "" for name in ids]
-    return [folder or "image" for folder in folders] if len(set(folders)) > 1 else ["image"] * len(folders)
+    """The kind of every image: the folder it lies in, when there are several folders; else "image".
+
+    Folders that all of these lie in are left out of their names.
+    """
+    folders = [name.split("/")[:-1] for name in ids]
+    if len(set(map(tuple, folders))) < 2:
+        return ["image"] * len(folders)
+    parents = [folder[:-1] for folder in folders]
+    shared = min(map(len, parents))
+    common = next((i for i in range(shared) if len({folder[i] for folder in parents}) > 1), shared)
+    return ["/".join(folder[common:]) or "image" for folder in folders]
 
 
 def table_rows(
