@@ -281,7 +281,7 @@ def report(
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
     from anomalib_lite.files.atomic import saved_to
-    from anomalib_lite.report.page import Thumbnails, write_report
+    from anomalib_lite.report.pictures import Thumbnails, write_report
 
     saved_to(output)
     detector = loaded(model, weights, download, device, max_pixels)

@@ -322,7 +322,7 @@ def diagnose(
         k_distance=distances,
         dbscan=attempt("DBSCAN", lambda: statistics.dbscan_sweep(rows)) if distances else None,
         variance=statistics.explained_variance((X - X.mean(axis=0)) / np.maximum(X.std(axis=0), 1e-12)),
-        map=attempt("map", lambda: Projector(random_state=seed).fit(X)),
+        map=attempt("map", lambda: Projector("tsne", random_state=seed).fit(X)),
         notes=notes,
         unreadable=detector.unreadable_,
     )
