@@ -46,8 +46,11 @@ from anomalib_lite.machine.integers import EngineName
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import Scorer, ScorerName
 from anomalib_lite.scoring.knn import Selection
+from anomalib_lite.scoring.named import can_be_stored
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Parameters that can be told in a line; of weights or a scorer of one's own it is their class.
+_SHORT = (str, int, float, tuple, list, Variations)
 
 
 class Detector:
@@ -231,6 +234,22 @@ class Detector:
     random_state = property(attrgetter("_parameters.random_state"))
     progress = property(attrgetter("_parameters.progress"))
 
+    def __repr__(self) -> str:
+        usual = inspect.signature(Detector).parameters
+        chosen = {
+            name: value if isinstance(value, _SHORT) else type(value).__name__
+            for name, value in self.parameters().items()
+            if value is not usual[name].default and (not isinstance(value, _SHORT) or value != usual[name].default)
+        }
+        text = f"Detector({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
+        if self._learnt is None:
+            return f"<{text}, not fitted>"
+        calibration = self._learnt[0].calibration
+        return (
+            f"<{text}, fitted on {self.n_train_} images: threshold {calibration.threshold:.4g}, false-alarm rate "
+            f"{calibration.false_alarm_rate:.4g}{'' if calibration.guarantee_met else ', which is not promised'}>"
+        )
+
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, as they were given or left."""
         return self._parameters.given()
@@ -348,8 +367,15 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
+        core, embedder = self._fitted_and_embedder()
         return score_images(
-            images, self._parameters, *self._fitted_and_embedder(), on_unreadable=on_unreadable, vectors=vectors
+            images,
+            self._parameters,
+            core,
+            embedder,
+            on_unreadable=on_unreadable,
+            vectors=vectors,
+            model=self._digest_of(core) if can_be_stored(core.scorer) else "",
         )
 
     def seen_as(self) -> str:
@@ -361,6 +387,16 @@ class Detector:
             If the detector is not fitted.
         """
         return seen_as(*self._fitted_and_embedder())
+
+    def explain(self) -> str:
+        """When an image alarms, and what is promised of the false-alarm rate, in words; see `Calibration.explain`.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        """
+        return self.fitted_.calibration.explain()
 
     def warm_up(self) -> Detector:
         """Compute once what the first picture, and the first full batch, would otherwise wait for.
@@ -556,10 +592,14 @@ class Detector:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that a file of it would hold but a backbone's weights: the same, the same scores."""
-        fitted = self.fitted_
-        if self._digest is None or self._digest[0] is not fitted:
-            self._digest = fitted, model_file.digest(*to_arrays(fitted))
-        return self._digest[1]
+        return self._digest_of(self.fitted_)
+
+    def _digest_of(self, fitted: Fitted) -> str:
+        known = self._digest
+        if known is None or known[0] is not fitted:
+            known = fitted, model_file.digest(*to_arrays(fitted))
+            self._digest = known
+        return known[1]
 
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""

@@ -127,7 +127,9 @@ class TestFitAndScore:
         result = json.loads(out)
         assert code == 0
         assert [entry["id"] for entry in result["images"]] == ["000.png", "001.png", "002.png"]
-        assert result == json.loads(json.dumps(Detector.load(model).score(data.test.root / "color").to_dict()))
+        expected = Detector.load(model).score(data.test.root / "color").to_dict()
+        assert result == json.loads(json.dumps({**expected, "time": result["time"]}))
+        assert result["model"] == Detector.load(model).digest
 
     def test_score_writes_csv_and_overlays(self, run, model, data, tmp_path):
         table, maps = tmp_path / "scores.csv", tmp_path / "maps"

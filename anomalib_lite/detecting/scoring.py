@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import Intake, OnUnreadable
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.images.fixture import RegisteredSource
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.sources import ImageSource, lies_in_files, open_source
 from anomalib_lite.results import Scores
 from anomalib_lite.scaling.embedding import score_source
 
@@ -30,6 +31,7 @@ def score_images(
     *,
     on_unreadable: OnUnreadable = "skip",
     vectors: bool = False,
+    model: str = "",
 ) -> Scores:
     """Score new images; see `Detector.score`."""
     source = open_like_fitted(images, parameters, fitted)
@@ -94,4 +96,7 @@ def score_images(
         pixel_threshold=None if fitted.peaks is None else fitted.peaks.threshold,
         usual_score=fitted.usual_score,
         pixel_size=parameters.pixel_size,
+        model=model,
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        source=source if lies_in_files(source) else None,
     )

@@ -49,7 +49,7 @@ _ONE_CLOUD = 0.95
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Diagnosis:
     """What was found among the images; a part that cannot be computed is None, and `notes` says why.
 
@@ -85,6 +85,13 @@ class Diagnosis:
     batches: list[statistics.Batch] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     unreadable: list[UnreadableImage] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return (
+            f"Diagnosis({self.n_images} images: {int(self.suspicious.outlying.sum())} unlike all others, "
+            f"{len(self.near_duplicates)} near-duplicate pairs, {len(self.unreadable)} unreadable; advice() has it in "
+            "words)"
+        )
 
     def advice(self) -> str:
         """The findings as short advice, one thing per paragraph."""

@@ -32,6 +32,7 @@ from anomalib_lite.fitted.coverage import coverage_verdict
 Floats = NDArray[np.float64]
 
 GOOD, LOOK_AGAIN, ALARM = "good", "look again", "alarm"
+NO_VERDICT = "no verdict"  # of an image that cannot be judged
 
 
 @dataclass(frozen=True, eq=False)

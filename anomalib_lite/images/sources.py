@@ -291,6 +291,13 @@ class ListSource:
         return f"ListSource({len(self)} images)"
 
 
+def lies_in_files(source: ImageSource) -> bool:
+    """Whether every image is a file of this machine, so that whoever keeps the source keeps no pixels."""
+    if type(source) is ListSource:
+        return all(isinstance(item, str | os.PathLike) for item in source.items)
+    return type(source) is FolderSource
+
+
 def _by_own_read(source: ImageSource, i: int) -> tuple[np.ndarray, tuple[int, int]]:
     """What a subclass reads in its own way, such as cut out or turned: no other way may go around that."""
     pixels = source.read(i)

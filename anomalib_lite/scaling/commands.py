@@ -19,7 +19,7 @@ def score_to_parquet(
     ValueError
         If something else is to be written as well, which would have to be held in memory: `others`, by its flag.
     """
-    from anomalib_lite.results import NO_VERDICT
+    from anomalib_lite.fitted.calibration import NO_VERDICT
     from anomalib_lite.scaling import parquet
 
     if asked := [flag for flag, value in others.items() if value is not None]:
