@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from anomalib_lite.detecting.estimating import EstimatorHabits, require_one_kind
 from anomalib_lite.detecting.laying import seen_as
 from anomalib_lite.detecting.learning import learn
 from anomalib_lite.detecting.making import made_of
@@ -53,7 +54,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 _SHORT = (str, int, float, tuple, list, Variations)
 
 
-class Detector:
+class Detector(EstimatorHabits):
     """Finds what is unlike the good images it was fitted on.
 
     Parameters
@@ -259,6 +260,7 @@ class Detector:
     def fit(
         self,
         images: Any,
+        y: Any = None,
         *,
         groups: Groups | None = None,
         on_unreadable: OnUnreadable = "skip",
@@ -273,6 +275,8 @@ class Detector:
         ----------
         images : folder, paths, arrays, PIL images, tensor or ImageSource
             Good images; see `images.open_source`.
+        y : ignored if it has one value
+            For scikit-learn's tools, which hand labels on.
         groups : str, mapping, callable, or one label per image, optional
             Pictures that belong together, such as several of one part, or those of one day: "parent" (their folder),
             "each" (none do), a regular expression, or labels; see `fitted.groups.group_names`. They are left out
@@ -297,8 +301,10 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
-            If images are all the same, parameters or groups do not fit them, or a folder holds more than good images.
+            If images are all the same, parameters or groups do not fit them, a folder holds more than good images, or
+            `y` says that images are of several kinds.
         """
+        require_one_kind(y)
         self._learnt = learn(
             images,
             self._parameters,
