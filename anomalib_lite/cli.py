@@ -124,6 +124,7 @@ def score(
 ) -> None:
     """Score images with a fitted detector."""
     from anomalib_lite.files.atomic import saved_to
+    from anomalib_lite.machine.progress import DRAWING, work
     from anomalib_lite.plotting.picture_folder import picture_folder
     from anomalib_lite.plotting.region_files import MAP_FORMATS
 
@@ -157,13 +158,14 @@ def score(
         others |= {"--masks": masks, "--maps": maps}
         score_to_parquet(detector, source, parquet, chunk=chunk, as_json=as_json, strict=strict, others=others)
         return
-    scores = detector.score(source)
-    if overlays is not None:
-        scores.save_overlays(overlays, source)
-    if masks is not None:
-        scores.save_masks(masks, **limits)
-    if maps is not None:
-        scores.save_maps(maps, map_format)
+    with work(None, *[DRAWING for _ in folders]):
+        scores = detector.score(source)
+        if overlays is not None:
+            scores.save_overlays(overlays, source)
+        if masks is not None:
+            scores.save_masks(masks, **limits)
+        if maps is not None:
+            scores.save_maps(maps, map_format)
     if csv is not None:
         scores.to_csv(csv, overlays=overlays)
     if regions is not None:
@@ -278,14 +280,18 @@ def report(
     strict: Strict = False,
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
+    from anomalib_lite.detecting.scoring import SCORING
+    from anomalib_lite.embedding.streaming import WHOLE
     from anomalib_lite.files.atomic import saved_to
+    from anomalib_lite.machine.progress import work
     from anomalib_lite.report.page import Thumbnails, write_report
 
     saved_to(output)
     detector = loaded(model, weights, download, device, max_pixels)
     source = Thumbnails(detector.open(images[0] if len(images) == 1 else list(images)))
-    scores = detector.score(source, vectors=True)
-    write_report(detector, source, output, training_images=good, scores=scores)
+    with work(None, SCORING, *([] if good is None else [WHOLE])):
+        scores = detector.score(source, vectors=True)
+        write_report(detector, source, output, training_images=good, scores=scores)
     typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
     finish(scores.unreadable, strict)
 
@@ -306,7 +312,7 @@ def download(
     """Download a category of MVTec AD, verify it and unpack it."""
     from anomalib_lite.images.download import download as run
 
-    folder = run(category, output, accept_license=accept_license, url=url, sha256=sha256, progress=sys.stderr.isatty())
+    folder = run(category, output, accept_license=accept_license, url=url, sha256=sha256)
     typer.echo(f"{folder} is ready; try: anomalib-lite evaluate {folder}")
 
 

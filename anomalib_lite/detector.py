@@ -44,6 +44,7 @@ from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.judging import Channels, Judge, Verdict
 from anomalib_lite.machine.integers import EngineName
+from anomalib_lite.machine.progress import work
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import Scorer, ScorerName
 from anomalib_lite.scoring.knn import Selection
@@ -149,8 +150,8 @@ class Detector(EstimatorHabits):
     workers : int, optional
         Decoding threads; default: one per core.
     random_state : int
-    progress : bool
-        Show a progress bar on stderr.
+    progress : bool, optional
+        Show stages and how far they are on stderr. Default: in a terminal and in a notebook.
 
     Examples
     --------
@@ -202,7 +203,7 @@ class Detector(EstimatorHabits):
         batch_size: int = 8,
         workers: int | None = None,
         random_state: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ):
         chosen = {name: value for name, value in locals().items() if name != "self"}
         self._parameters = Parameters(**chosen)
@@ -416,8 +417,9 @@ class Detector(EstimatorHabits):
             If the detector is not fitted.
         """
         grey = np.full((*self.embedder.frame.size, 3), 128, dtype=np.uint8)
-        for count in (self.embedder.batch_size, 1, 1):
-            self.score([grey] * count)
+        with work(False):
+            for count in (self.embedder.batch_size, 1, 1):
+                self.score([grey] * count)
         return self
 
     def open(self, images: Any) -> ImageSource:
@@ -679,7 +681,7 @@ class Detector(EstimatorHabits):
         batch_size: int | None = None,
         workers: int | None = None,
         max_pixels: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Detector:
         """Read a detector written by `save`. Nothing in the file is executed.
 

@@ -5,7 +5,6 @@ A detector's flag that is not given is not passed on, so the defaults are the li
 
 import functools
 import inspect
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -140,7 +139,7 @@ def with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in DETECTOR_FLAGS}
-        parameters: dict[str, Any] = {"progress": sys.stderr.isatty()}
+        parameters: dict[str, Any] = {}
         for name, value in given.items():
             if value is not None:
                 parameters[_RENAMED.get(name, name)] = _READERS[name](value) if name in _READERS else value
@@ -168,14 +167,7 @@ def loaded(model: Path, weights: str | None, download: bool, device: str | None,
     """The detector in a model file, opened as the flags say."""
     from anomalib_lite.detector import Detector
 
-    return Detector.load(
-        model,
-        weights=weights,
-        download=download,
-        device=device,
-        max_pixels=max_pixels,
-        progress=sys.stderr.isatty(),
-    )
+    return Detector.load(model, weights=weights, download=download, device=device, max_pixels=max_pixels)
 
 
 def finish(unreadable: list[Any], strict: bool) -> None:

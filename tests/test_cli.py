@@ -348,7 +348,7 @@ class TestDefaults:
 
         monkeypatch.setattr("anomalib_lite.detector.Detector", Spy)
         code, _, _ = run("fit", data.test.root / "color", "-o", data.root.parent / "model.safetensors")
-        assert (code, given) == (0, [{"progress": False}])
+        assert (code, given) == (0, [{}])
 
 
 def test_names_that_are_no_text_are_shown(run, model, data, tmp_path):

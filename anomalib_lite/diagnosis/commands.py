@@ -31,10 +31,12 @@ def diagnose(
 ) -> None:
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
     from anomalib_lite.diagnosis.advice import diagnose as run
+    from anomalib_lite.machine.progress import DRAWING, work
 
-    diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
+    with work(None, *([DRAWING] if output is not None else [])):
+        diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
+        written = [] if output is None else diagnosis.save_figures(output, good)
     if output is not None:
-        written = diagnosis.save_figures(output, good)
         typer.echo(f"{len(written)} figures in {output}", err=True)
     typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.advice())
     finish(diagnosis.unreadable, strict)

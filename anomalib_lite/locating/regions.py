@@ -12,7 +12,6 @@ from typing import Any
 
 import contourpy
 import numpy as np
-from scipy import ndimage
 
 # How far a defect's height counts, in patches. Regions of metal_nut, bottle and kolektor then have 1.1, 1.3 and 1.3
 # times the area of their masks on the median; with 2 patches 1.1, 1.6 and 1.6, with 8 1.1, 1.1 and 1.3. A share of
@@ -80,6 +79,8 @@ def find_regions(
     none = np.zeros(anomaly_map.shape, dtype=np.int32)
     if not (anomaly_map > threshold).any():
         return [], none
+    from scipy import ndimage  # slow to load, which a good image does not need
+
     near = ndimage.maximum_filter(anomaly_map, [2 * round(_NEAR * length) + 1 for length in patch])
     high = (anomaly_map > usual + _SHARE * (near - usual)) & (near > threshold)
     labels, count = ndimage.label(high)

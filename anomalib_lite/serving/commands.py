@@ -54,7 +54,8 @@ def watch(
     if mqtt is not None:
         receivers.append(Mqtt(mqtt))
     path = journal or folder.resolve().with_name(f"{folder.resolve().name}.verdicts.jsonl")
-    detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels).warm_up()
+    detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels, progress=False)
+    detector.warm_up()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
