@@ -1,6 +1,7 @@
 import csv
 import importlib.metadata
 import json
+import re
 import shutil
 
 import pytest
@@ -138,6 +139,14 @@ class TestFitAndScore:
         with table.open(newline="") as file:
             assert [row["id"] for row in csv.DictReader(file)] == ["000.png", "001.png", "002.png"]
         assert sorted(path.name for path in maps.glob("*.png")) == ["000.png.png", "001.png.png", "002.png.png"]
+
+    def test_score_writes_csv_for_spreadsheets_that_write_a_comma(self, run, model, data, tmp_path):
+        files = [tmp_path / name for name in ("scores.csv", "regions.csv")]
+        given = ("--csv", files[0], "--regions", files[1], "--decimal-comma")
+        assert run("score", model, data.test.root / "color", *given)[0] == 0
+        for file in files:
+            assert file.read_bytes().startswith(b"\xef\xbb\xbfid;")
+        assert re.search(r"^000\.png;\d+,\d+;", files[0].read_text(encoding="utf-8"), re.MULTILINE)
 
     def test_score_takes_several_files_and_folders(self, run, model, data, tmp_path):
         files = [data.test.root / "good" / "000.png", data.test.root / "color"]

@@ -17,6 +17,7 @@ from anomalib_lite.flags import (
     Weights,
     finish,
     loaded,
+    tell,
 )
 
 
@@ -31,14 +32,17 @@ def diagnose(
 ) -> None:
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
     from anomalib_lite.diagnosis.advice import diagnose as run
+    from anomalib_lite.files.atomic import saved_in
     from anomalib_lite.machine.progress import DRAWING, work
 
+    if output is not None:
+        saved_in(output)
     with work(None, *([DRAWING] if output is not None else [])):
         diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
         written = [] if output is None else diagnosis.save_figures(output, good)
     if output is not None:
         typer.echo(f"{len(written)} figures in {output}", err=True)
-    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.advice())
+    typer.echo(json.dumps(diagnosis.to_dict())) if as_json else tell(diagnosis.advice())
     finish(diagnosis.unreadable, strict)
 
 
@@ -68,4 +72,4 @@ def capability(
     if output is not None:
         plot_capability(found).savefig(output)
         typer.echo(f"curves: {output}", err=True)
-    typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())
+    typer.echo(json.dumps(found.to_dict())) if as_json else tell(found.to_text())
