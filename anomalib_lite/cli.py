@@ -391,7 +391,7 @@ def main() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}", err=True)
     try:
-        app()
+        app(prog_name="anomalib-lite")
     except (ValueError, OSError, ImportError, DownloadError) as error:
         # A sentence of ours as it is, without [Errno 2] before it.
         ours = isinstance(error, OSError) and error.filename is None
