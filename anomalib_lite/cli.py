@@ -302,7 +302,10 @@ def evaluate(
     from anomalib_lite.evaluation.measuring import evaluate as run
 
     evaluation = run(dataset, groups=groups, **parameters)
-    typer.echo(evaluation.to_json()) if as_json else tell(evaluation.to_text())
+    if as_json:
+        typer.echo(evaluation.to_json())
+    else:
+        tell(evaluation.to_text())
     finish(evaluation.unreadable, strict)
 
 
@@ -379,7 +382,10 @@ def doctor(
 
     sizes = counts(image_size, "--image-size")
     found = examine(backbones=backbone.split(","), sizes=sizes, device=device, again=again)
-    typer.echo(json.dumps(found.to_dict(), indent=1)) if as_json else tell(found.explain())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        tell(found.explain())
 
 
 def main() -> None:

@@ -42,7 +42,10 @@ def diagnose(
         written = [] if output is None else diagnosis.save_figures(output, good)
     if output is not None:
         typer.echo(f"{len(written)} figures in {output}", err=True)
-    typer.echo(json.dumps(diagnosis.to_dict())) if as_json else tell(diagnosis.advice())
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_dict()))
+    else:
+        tell(diagnosis.advice())
     finish(diagnosis.unreadable, strict)
 
 
@@ -72,4 +75,7 @@ def capability(
     if output is not None:
         plot_capability(found).savefig(output)
         typer.echo(f"curves: {output}", err=True)
-    typer.echo(json.dumps(found.to_dict())) if as_json else tell(found.to_text())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        tell(found.to_text())
