@@ -40,7 +40,7 @@ def watch(
     With --once the exit code is 4 if there was no verdict on some picture, else 3 with --fail-on-alarm and an alarm.
     """
     from anomalib_lite.detector import Detector
-    from anomalib_lite.files.atomic import saved_in
+    from anomalib_lite.files.atomic import saved_in, saved_to
     from anomalib_lite.judging import Judge
     from anomalib_lite.serving.delivery import Delivery, Mqtt, Receiver, Webhook
     from anomalib_lite.serving.journal import Journal
@@ -57,6 +57,8 @@ def watch(
     path = journal or folder.resolve().with_name(f"{folder.resolve().name}.verdicts.jsonl")
     if move_to is not None:
         saved_in(move_to)
+    if not path.exists():
+        saved_to(path)
     detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels, progress=False)
     detector.warm_up()
     stop = threading.Event()
