@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from anomalib_lite.detecting.estimating import EstimatorHabits, require_one_kind
 from anomalib_lite.detecting.laying import seen_as
 from anomalib_lite.detecting.learning import learn
 from anomalib_lite.detecting.making import made_of
@@ -43,14 +44,18 @@ from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.judging import Channels, Judge, Verdict
 from anomalib_lite.machine.integers import EngineName
+from anomalib_lite.machine.progress import work
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import Scorer, ScorerName
 from anomalib_lite.scoring.knn import Selection
+from anomalib_lite.scoring.named import can_be_stored
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Parameters that can be told in a line; of weights or a scorer of one's own it is their class.
+_SHORT = (str, int, float, tuple, list, Variations)
 
 
-class Detector:
+class Detector(EstimatorHabits):
     """Finds what is unlike the good images it was fitted on.
 
     Parameters
@@ -145,8 +150,8 @@ class Detector:
     workers : int, optional
         Decoding threads; default: one per core.
     random_state : int
-    progress : bool
-        Show a progress bar on stderr.
+    progress : bool, optional
+        Show stages and how far they are on stderr. Default: in a terminal and in a notebook.
 
     Examples
     --------
@@ -198,7 +203,7 @@ class Detector:
         batch_size: int = 8,
         workers: int | None = None,
         random_state: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ):
         chosen = {name: value for name, value in locals().items() if name != "self"}
         self._parameters = Parameters(**chosen)
@@ -231,6 +236,22 @@ class Detector:
     random_state = property(attrgetter("_parameters.random_state"))
     progress = property(attrgetter("_parameters.progress"))
 
+    def __repr__(self) -> str:
+        usual = inspect.signature(Detector).parameters
+        chosen = {
+            name: value if isinstance(value, _SHORT) else type(value).__name__
+            for name, value in self.parameters().items()
+            if value is not usual[name].default and (not isinstance(value, _SHORT) or value != usual[name].default)
+        }
+        text = f"Detector({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
+        if self._learnt is None:
+            return f"<{text}, not fitted>"
+        calibration = self._learnt[0].calibration
+        return (
+            f"<{text}, fitted on {self.n_train_} images: threshold {calibration.threshold:.4g}, false-alarm rate "
+            f"{calibration.false_alarm_rate:.4g}{'' if calibration.guarantee_met else ', which is not promised'}>"
+        )
+
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, as they were given or left."""
         return self._parameters.given()
@@ -240,6 +261,7 @@ class Detector:
     def fit(
         self,
         images: Any,
+        y: Any = None,
         *,
         groups: Groups | None = None,
         on_unreadable: OnUnreadable = "skip",
@@ -254,6 +276,8 @@ class Detector:
         ----------
         images : folder, paths, arrays, PIL images, tensor or ImageSource
             Good images; see `images.open_source`.
+        y : ignored if it has one value
+            For scikit-learn's tools, which hand labels on.
         groups : str, mapping, callable, or one label per image, optional
             Pictures that belong together, such as several of one part, or those of one day: "parent" (their folder),
             "each" (none do), a regular expression, or labels; see `fitted.groups.group_names`. They are left out
@@ -278,8 +302,10 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
-            If images are all the same, parameters or groups do not fit them, or a folder holds more than good images.
+            If images are all the same, parameters or groups do not fit them, a folder holds more than good images, or
+            `y` says that images are of several kinds.
         """
+        require_one_kind(y)
         self._learnt = learn(
             images,
             self._parameters,
@@ -348,8 +374,15 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
+        core, embedder = self._fitted_and_embedder()
         return score_images(
-            images, self._parameters, *self._fitted_and_embedder(), on_unreadable=on_unreadable, vectors=vectors
+            images,
+            self._parameters,
+            core,
+            embedder,
+            on_unreadable=on_unreadable,
+            vectors=vectors,
+            model=self._digest_of(core) if can_be_stored(core.scorer) else "",
         )
 
     def seen_as(self) -> str:
@@ -361,6 +394,16 @@ class Detector:
             If the detector is not fitted.
         """
         return seen_as(*self._fitted_and_embedder())
+
+    def explain(self) -> str:
+        """When an image alarms, and what is promised of the false-alarm rate, in words; see `Calibration.explain`.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        """
+        return self.fitted_.calibration.explain()
 
     def warm_up(self) -> Detector:
         """Compute once what the first picture, and the first full batch, would otherwise wait for.
@@ -374,8 +417,9 @@ class Detector:
             If the detector is not fitted.
         """
         grey = np.full((*self.embedder.frame.size, 3), 128, dtype=np.uint8)
-        for count in (self.embedder.batch_size, 1, 1):
-            self.score([grey] * count)
+        with work(False):
+            for count in (self.embedder.batch_size, 1, 1):
+                self.score([grey] * count)
         return self
 
     def open(self, images: Any) -> ImageSource:
@@ -556,10 +600,14 @@ class Detector:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that a file of it would hold but a backbone's weights: the same, the same scores."""
-        fitted = self.fitted_
-        if self._digest is None or self._digest[0] is not fitted:
-            self._digest = fitted, model_file.digest(*to_arrays(fitted))
-        return self._digest[1]
+        return self._digest_of(self.fitted_)
+
+    def _digest_of(self, fitted: Fitted) -> str:
+        known = self._digest
+        if known is None or known[0] is not fitted:
+            known = fitted, model_file.digest(*to_arrays(fitted))
+            self._digest = known
+        return known[1]
 
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""
@@ -633,7 +681,7 @@ class Detector:
         batch_size: int | None = None,
         workers: int | None = None,
         max_pixels: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Detector:
         """Read a detector written by `save`. Nothing in the file is executed.
 

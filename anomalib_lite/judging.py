@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from anomalib_lite.fitted.calibration import ALARM
+from anomalib_lite.fitted.calibration import ALARM, NO_VERDICT
 from anomalib_lite.images.proportions import same_proportions
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.locating.regions import DefectRegion
 from anomalib_lite.machine.threads import one_blas_thread
-from anomalib_lite.results import NO_VERDICT, Scores, Scoring
+from anomalib_lite.results import Scores, Scoring
 
 Channels = Literal["rgb", "bgr"]
 # Where fewer of the training pictures than this have one shape, others are laid into the frame, as those were.

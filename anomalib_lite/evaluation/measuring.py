@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_lite.detecting.scoring import SCORING
 from anomalib_lite.detector import Detector
 from anomalib_lite.evaluation import metrics
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
@@ -24,8 +25,11 @@ from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.machine.memory import peak_rss_mb
+from anomalib_lite.machine.progress import over, work
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring.named import can_be_stored
+
+MEASURING = "measuring"  # a stage, see `machine.progress`
 
 
 def evaluate(
@@ -61,15 +65,17 @@ def evaluate(
     data = dataset if isinstance(dataset, MVTecDataset) else open_mvtec(dataset)
     if len(data.test) == 0:
         raise ValueError(f"{data.root} has no test images to evaluate on; put them into test/good and test/<kind>")
-    start = time.perf_counter()
-    detector = Detector(**parameters).fit(data.train if train is None else train, groups=groups)
-    fit_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    scores = detector.score(data.test)
-    score_seconds = time.perf_counter() - start
-    return measure(
-        detector, scores, data, rates=rates, fit_seconds=fit_seconds, seconds_per_image=score_seconds / len(data.test)
-    )
+    detector = Detector(**parameters)
+    with work(detector.progress, SCORING, MEASURING):
+        start = time.perf_counter()
+        detector.fit(data.train if train is None else train, groups=groups)
+        fit_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        scores = detector.score(data.test)
+        seconds_per_image = (time.perf_counter() - start) / len(data.test)
+        return measure(
+            detector, scores, data, rates=rates, fit_seconds=fit_seconds, seconds_per_image=seconds_per_image
+        )
 
 
 def measure(
@@ -140,7 +146,7 @@ def _pixel_metrics(scores: Scores, data: MVTecDataset, index: np.ndarray) -> tup
     curves = PixelCurves()
     n_masks = 0
     problems = []
-    for i, test_index in enumerate(index.tolist()):
+    for i, test_index in over(MEASURING, enumerate(index.tolist()), len(index)):
         if not data.has_mask[test_index]:
             continue
         try:

@@ -125,6 +125,13 @@ def open_source(images: Any, reading: Reading | None = None) -> ImageSource:
     return _open_list(list(images), reading)
 
 
+def lies_in_files(source: ImageSource) -> bool:
+    """Whether every image is a file of this machine, so that whoever keeps the source keeps no pixels."""
+    if type(source) is ListSource:
+        return all(isinstance(item, str | os.PathLike) for item in source.items)
+    return type(source) is FolderSource
+
+
 def _open_list(items: list[Any], reading: Reading) -> ListSource:
     if not items:
         raise ValueError("no images: the list is empty; give at least one image")
