@@ -86,6 +86,15 @@ class Scores:
         How a fixture found each part to lie; maps, boxes and regions are told in the images as they came.
     frame : Frame or None
         How an image lies on the patch grid; None: the grid is stretched over it.
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> scores = fit(parts[:20], image_size=64, false_alarm_rate=0.1).score(parts[20:])
+    >>> scores.ids[0], scores.verdicts[0], bool(scores.alarms[0]), scores.anomaly_map(0).shape
+    ('image_0000', 'good', False, (64, 64))
     """
 
     ids: list[str]
@@ -174,6 +183,7 @@ class Scores:
 
         Parameters
         ----------
+        i : position of the image
         min_area : in pixels, or square millimetres where the size of a pixel is known; smaller ones are left out
         max_regions : most that are told
 

@@ -263,8 +263,9 @@ def diagnose(
     Parameters
     ----------
     images : folder, paths, arrays, PIL images, tensor or ImageSource
-    groups, everything_is_good : see `Detector.fit`
+    groups : see `Detector.fit`
         The table by batch is by these groups, or by folder if there are several.
+    everything_is_good : see `Detector.fit`
     **parameters : of `Detector`; level and scorer are patch and knn unless said otherwise
 
     Raises

@@ -49,7 +49,15 @@ CalibrationKind = Literal["cross", "split"]
 
 
 class NoGoodImagesError(ValueError):
-    """Too few readable images to learn from."""
+    """Too few readable images to learn from.
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> fit([np.zeros((64, 64, 3), dtype=np.uint8)])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.fitted.fitting.NoGoodImagesError: ...
+    """
 
 
 @dataclass(frozen=True)
