@@ -26,7 +26,8 @@ from anomalib_lite.detecting.parameters import Parameters
 from anomalib_lite.detecting.quality import Quality
 from anomalib_lite.detecting.renewing import grown, recalibrated
 from anomalib_lite.detecting.scoring import open_like_fitted, score_images
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
+from anomalib_lite.embedding.builtin import BUILTIN
+from anomalib_lite.embedding.embedder import Embedder, Level
 from anomalib_lite.embedding.streaming import OnUnreadable
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
@@ -36,8 +37,8 @@ from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.fitting import CalibrationKind
 from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.fitted.storing import to_arrays
+from anomalib_lite.images.decoding import DEFAULT_READING
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.reading import DEFAULT_READING
 from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.variations import Variations

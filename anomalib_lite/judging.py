@@ -16,8 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from anomalib_lite.fitted.calibration import ALARM
+from anomalib_lite.images.decoding import UnreadableImageError
 from anomalib_lite.images.proportions import same_proportions
-from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.locating.regions import DefectRegion
 from anomalib_lite.machine.threads import one_blas_thread
 from anomalib_lite.results import NO_VERDICT, Scores, Scoring
