@@ -56,7 +56,7 @@ class Detector:
 
     Parameters
     ----------
-    backbone : str
+    backbone : str, default "builtin"
         "builtin" (no download) or a torchvision classification network.
     layers : sequence of str or comma-separated str, optional
         Layers of the backbone; default: its own choice.
@@ -142,7 +142,7 @@ class Detector:
         are; None takes the whole range of each file.
     bits : int, optional
         Short for value_range=(0, 2**bits - 1).
-    max_pixels : int
+    max_pixels : int, default 100_000_000
         Larger pictures are unreadable.
     device : "auto", "cpu" or "cuda"
     dtype : "auto", "float32", "bfloat16" or "int8"
