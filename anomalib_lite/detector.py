@@ -27,7 +27,8 @@ from anomalib_lite.detecting.parameters import Parameters
 from anomalib_lite.detecting.quality import Quality
 from anomalib_lite.detecting.renewing import grown, recalibrated
 from anomalib_lite.detecting.scoring import open_like_fitted, score_images
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
+from anomalib_lite.embedding.builtin import BUILTIN
+from anomalib_lite.embedding.embedder import Embedder, Level
 from anomalib_lite.embedding.streaming import OnUnreadable
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
@@ -37,8 +38,8 @@ from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.fitting import CalibrationKind
 from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.fitted.storing import to_arrays
+from anomalib_lite.images.decoding import DEFAULT_READING
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.reading import DEFAULT_READING
 from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.variations import Variations
@@ -60,7 +61,7 @@ class Detector(EstimatorHabits):
 
     Parameters
     ----------
-    backbone : str
+    backbone : str, default "builtin"
         "builtin" (no download) or a torchvision classification network.
     layers : sequence of str or comma-separated str, optional
         Layers of the backbone; default: its own choice.
@@ -88,12 +89,13 @@ class Detector(EstimatorHabits):
         too large for a network to be shown at once, it is shown through windows, in flat memory.
     tile_overlap : float in [0, 1)
         Share that neighbours of (rows, columns) have in common.
-    roi, ignore : optional
-        The region of interest, and areas in it that do not matter, such as a printed number: an image file or bool
-        array (H, W) that is white there; boxes (left, top, right, bottom) or polygons [(x, y), ...], in pixels or, all
-        below 1, in shares of width and height; or a JSON file of ``{"boxes": [...], "polygons": [...]}``. roi="auto"
-        estimates the part from the training images (`diagnose` shows it). Nothing outside is learnt, scored or painted,
-        and images of other proportions are unreadable.
+    roi : optional
+        The region of interest: an image file or bool array (H, W) that is white there; boxes (left, top, right, bottom)
+        or polygons [(x, y), ...], in pixels or, all below 1, in shares of width and height; or a JSON file of
+        ``{"boxes": [...], "polygons": [...]}``. "auto" estimates the part from the training images (`diagnose` shows
+        it). Nothing outside is learnt, scored or painted, and images of other proportions are unreadable.
+    ignore : optional
+        Areas in it that do not matter, such as a printed number, told in the same ways.
     fixture : float, optional
         Lay every picture as in the first of the training images, by a shift and a turn of at most so many degrees
         (0: by a shift alone), so that a region of interest, which is drawn on that first one, stays on the part. One
@@ -104,13 +106,21 @@ class Detector(EstimatorHabits):
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
-    bank_size, selection, k : see `scoring.KNNScorer`
+    bank_size : int
+        For knn: vectors in the bank at most; memory and search time are proportional to it.
+    selection : "k-center", "random" or "full"
+        For knn: how the bank is filled when there are more rows than that; see `scoring.KNNScorer`.
+    k : int
+        For knn: neighbours averaged.
     trim : float in [0, 1)
         Share of patches that are not learnt from, for being farthest from those of other images: set it to the share of
         bad ones you fear among the good.
     n_clusters : int, "silhouette", or "auto"
         For kmeans. "auto" is 1024 centroids for patches, 32 for global vectors.
-    eps, min_samples : see `scoring.DBSCANScorer`
+    eps : float or "knee"
+        For dbscan: radius of a neighbourhood; "knee" takes it from the rows' distances, see `scoring.DBSCANScorer`.
+    min_samples : int
+        For dbscan: rows within eps, itself included, that make a core sample.
     n_components : int, float in (0, 1), None, or "auto"
         PCA before the scorer: components, share of variance, or none. "auto" is 128 for patches, none for global
         vectors (standardised instead) and for subspace, which has a PCA of its own.
@@ -137,7 +147,7 @@ class Detector(EstimatorHabits):
         are; None takes the whole range of each file.
     bits : int, optional
         Short for value_range=(0, 2**bits - 1).
-    max_pixels : int
+    max_pixels : int, default 100_000_000
         Larger pictures are unreadable.
     device : "auto", "cpu" or "cuda"
     dtype : "auto", "float32", "bfloat16" or "int8"
@@ -449,8 +459,10 @@ class Detector(EstimatorHabits):
 
         Parameters
         ----------
-        threshold, look_again : float
-            In the unit of the scores; an image alarms above the first, and is to be looked at again above the second.
+        threshold : float
+            In the unit of the scores; an image alarms above it.
+        look_again : float, optional
+            A lower one, above which an image is to be looked at again.
 
         Raises
         ------
@@ -479,7 +491,9 @@ class Detector(EstimatorHabits):
             Good images that were not learnt from.
         mode : "replace" or "extend"
             Forget the scores that the threshold was set from, or add to them.
-        groups, on_unreadable, everything_is_good : see `fit`
+        groups : see `fit`
+        on_unreadable : see `fit`
+        everything_is_good : see `fit`
 
         Warns
         -----
@@ -526,7 +540,9 @@ class Detector(EstimatorHabits):
         calibrating : bool
             Whether they are a fair sample of good images. False for those picked for their scores, such as false
             alarms: those are learnt, and the threshold stays as it is.
-        groups, on_unreadable, everything_is_good : see `fit`
+        groups : see `fit`
+        on_unreadable : see `fit`
+        everything_is_good : see `fit`
 
         Warns
         -----
@@ -693,10 +709,17 @@ class Detector(EstimatorHabits):
         download : bool
             Fetch torchvision's weights if they are not on this machine; a file from a stranger reaches no network by
             itself.
-        device, dtype, engine, batch_size, workers, max_pixels : as for `Detector`
-            By default as they were chosen for the fit, but that a device or an engine that this machine lacks becomes
-            "auto", and a dtype "auto" the one it was fitted in, so that scores stay the same; only bf16 becomes float32
-            where that is quicker. What was fitted in "int8" can only be computed so, and nothing else can.
+        device : as for `Detector`, optional
+            This and the next five are by default as they were chosen for the fit; a device that this machine lacks
+            becomes "auto".
+        dtype : as for `Detector`, optional
+            "auto" becomes the one it was fitted in, so that scores stay the same; only bf16 becomes float32 where that
+            is quicker. What was fitted in "int8" can only be computed so, and nothing else can.
+        engine : as for `Detector`, optional
+            One that this machine lacks becomes "auto".
+        batch_size : as for `Detector`, optional
+        workers : as for `Detector`, optional
+        max_pixels : as for `Detector`, optional
         progress : as for `Detector`
 
         Raises
@@ -750,5 +773,13 @@ def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool =
 
 
 def score(detector: Detector, images: Any) -> Scores:
-    """Score new images with a fitted detector; the same as `detector.score(images)`."""
+    """Score new images with a fitted detector; the same as `detector.score(images)`.
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
+    >>> len(score(fit(parts[:8], image_size=64), parts[8:]))
+    4
+    """
     return detector.score(images)

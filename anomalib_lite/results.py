@@ -13,10 +13,10 @@ from PIL import Image
 
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Fitted, Nearest
+from anomalib_lite.images.decoding import Reading
 from anomalib_lite.images.fixture import Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.reading import Reading
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.locating.maps import anomaly_map, map_bands
 from anomalib_lite.locating.regions import DefectRegion, find_regions
@@ -270,6 +270,7 @@ class Scores:
 
         Parameters
         ----------
+        i : position of the image
         min_area : in pixels, or square millimetres where the size of a pixel is known; smaller ones are left out
         max_regions : most that are told
 
@@ -291,7 +292,8 @@ class Scores:
     def _grid(self, i: int) -> np.ndarray:
         self.require_maps()
         assert self.patch_scores is not None
-        return self.patch_scores[i]
+        grid: np.ndarray = self.patch_scores[i]
+        return grid
 
     def _regions(self, i: int, min_area: float, max_regions: int | None) -> tuple[list[DefectRegion], np.ndarray]:
         grid, size = self._grid(i), self.image_sizes[i]

@@ -276,8 +276,9 @@ def diagnose(
     Parameters
     ----------
     images : folder, paths, arrays, PIL images, tensor or ImageSource
-    groups, everything_is_good : see `Detector.fit`
+    groups : see `Detector.fit`
         The table by batch is by these groups, or by folder if there are several.
+    everything_is_good : see `Detector.fit`
     **parameters : of `Detector`; unless said otherwise level and scorer are patch and knn, and a bank is of 4 096
         vectors, so that the threshold told is some 3 % above that of a fit
 

@@ -61,6 +61,15 @@ def evaluate(
         If the folder is not in MVTec layout.
     ValueError
         If there are no test images, or too few good ones to fit on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=10, n_good=4, n_defect=1, size=64)
+    >>> found = evaluate(folder, rates=(0.2,), image_size=64)
+    >>> found.n_train, found.n_test, found.image_auroc > 0.5
+    (10, 8, True)
     """
     data = dataset if isinstance(dataset, MVTecDataset) else open_mvtec(dataset)
     if len(data.test) == 0:

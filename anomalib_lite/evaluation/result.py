@@ -50,7 +50,18 @@ class AtRate:
 
 @dataclass(frozen=True, repr=False)
 class Evaluation:
-    """How a detector did on a data set in MVTec layout. Metrics that cannot be computed are None, with `reasons`."""
+    """How a detector did on a data set in MVTec layout. Metrics that cannot be computed are None, with `reasons`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> from anomalib_lite import evaluate
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=10, n_good=4, n_defect=1, size=64)
+    >>> found = evaluate(folder, image_size=64, level="global")
+    >>> found.n_test_good, found.pixel_auroc, len(found.reasons) > 0
+    (4, None, True)
+    """
 
     image_auroc: float | None
     image_auroc_ci: tuple[float, float] | None

@@ -52,7 +52,15 @@ EMBEDDING, CHOOSING, LEARNING, CALIBRATING = "embedding", "choosing the bank", "
 
 
 class NoGoodImagesError(ValueError):
-    """Too few readable images to learn from."""
+    """Too few readable images to learn from.
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> fit([np.zeros((64, 64, 3), dtype=np.uint8)])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.fitted.fitting.NoGoodImagesError: ...
+    """
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,15 @@ MAX_EXIF_BYTES = 100_000
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be turned into pixels; the text names it, the reason and the way out."""
+    """An image that cannot be turned into pixels; the text names it, the reason and the way out.
+
+    Examples
+    --------
+    >>> from anomalib_lite import Detector
+    >>> Detector().fit([b"no image"], on_unreadable="raise")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.images.decoding.UnreadableImageError: ...
+    """
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,12 @@ def download(
     DownloadError
         If the server fails, the archive is incomplete, has another SHA-256, is not safe to unpack, or does
         not hold the layout of MVTec AD.
+
+    Examples
+    --------
+    >>> download("metal_nut")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    PermissionError: the licence of MVTec AD is not accepted; ...
     """
     known = CATEGORIES.get(category)
     if url is None and known is None:

@@ -60,6 +60,15 @@ def write_report(
         If no image can be read.
     OSError
         If the page cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> detector = Detector(image_size=64, false_alarm_rate=0.1).fit(parts[:20])
+    >>> write_report(detector, parts[20:], Path(tempfile.mkdtemp(), "report.html")).stat().st_size > 10_000
+    True
     """
     opened = detector.open(images)
     source = opened if isinstance(opened, Thumbnails) else Thumbnails(opened)

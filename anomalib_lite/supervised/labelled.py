@@ -19,7 +19,17 @@ from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, p
 
 
 class LabelledDataError(ValueError):
-    """Labels that nothing can be learnt from: one class only, an empty class, a mask that does not fit."""
+    """Labels that nothing can be learnt from: one class only, an empty class, a mask that does not fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "good").mkdir()
+    >>> open_labelled(folder)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.supervised.labelled.LabelledDataError: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -137,6 +147,14 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
         If there is no such folder.
     LabelledDataError
         If there is only one class, a class is empty, or `good` names none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> images = open_labelled(make_metal_nut(tempfile.mkdtemp(), n_train=2, n_good=1, n_defect=1, size=32))
+    >>> sorted(set(images.kinds)), int(images.defective.sum())
+    (['bent', 'color', 'flip', 'good', 'scratch'], 4)
     """
     root = Path(folder)
     if not root.is_dir():
