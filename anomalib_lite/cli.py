@@ -334,13 +334,14 @@ def report(
     from anomalib_lite.detecting.scoring import SCORING
     from anomalib_lite.embedding.streaming import WHOLE
     from anomalib_lite.files.atomic import saved_to
-    from anomalib_lite.machine.progress import work
-    from anomalib_lite.report.pictures import Thumbnails, write_report
+    from anomalib_lite.machine.progress import DRAWING, work
+    from anomalib_lite.report.page import write_report
+    from anomalib_lite.report.pictures import Thumbnails
 
     saved_to(output)
     detector = loaded(model, weights, download, device, max_pixels)
     source = Thumbnails(detector.open(images[0] if len(images) == 1 else list(images)))
-    with work(None, SCORING, *([] if good is None else [WHOLE])):
+    with work(None, SCORING, *([] if good is None else [WHOLE]), DRAWING):
         scores = detector.score(source, vectors=True)
         if len(scores):
             write_report(detector, source, output, training_images=good, scores=scores)

@@ -71,5 +71,5 @@ def _run(folder: Path, data: MVTecDataset, parameters: dict[str, Any]) -> str:
         lines.append(f"the worst parts with heat maps: {folder / 'worst.png'}, every alarm: {folder / 'overlays'}")
     page = write_report(detector, data.test, folder / "report.html", training_images=data.train, scores=scores)
     lines.append(f"everything on one page: {page}")
-    lines.append(f"model: {model}; try: anomalib-lite score {model} {data.root / 'test'}")
+    lines.append(f"model: {model}; try: anomalib-lite score {model} {data.root}/test")
     return "\n".join(lines)

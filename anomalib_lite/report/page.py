@@ -24,6 +24,7 @@ from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.fitted.calibration import LOOK_AGAIN
 from anomalib_lite.fitted.drift import tied_share, watch
 from anomalib_lite.images.mvtec import is_good_name
+from anomalib_lite.machine.progress import DRAWING, stage
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.report.figures import figures
 from anomalib_lite.report.pictures import Thumbnails, heat_maps, small_pictures
@@ -81,8 +82,11 @@ def write_report(
     kinds = kinds_of([*scores.ids, *(entry.id for entry in scores.unreadable)])
     lost: dict[str, str] = {}
     # Figures first: what they read leaves its small picture behind, and is not decoded again.
-    drawn = figures(detector, scores, kinds[: len(scores)], source, training, lost)
-    pictures, heat = small_pictures(scores, source, lost), heat_maps(scores)
+    with stage(DRAWING, 2, "parts") as step:
+        drawn = figures(detector, scores, kinds[: len(scores)], source, training, lost)
+        step()
+        pictures, heat = small_pictures(scores, source, lost), heat_maps(scores)
+        step()
     page = _filled(
         _read("page.html"),
         {

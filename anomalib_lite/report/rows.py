@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
+from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN, NO_VERDICT
 from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.report.pictures import data_uri, size_of
-from anomalib_lite.results import NO_VERDICT, Scores
+from anomalib_lite.results import Scores
 
 
 def kinds_of(ids: Iterable[str]) -> list[str]:
