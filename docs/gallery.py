@@ -111,16 +111,17 @@ def draw_region_of_interest(data: MVTecDataset) -> None:
 
 def draw_drift(detector: Detector) -> None:
     monitor = DriftMonitor(n_calibration=detector.fitted_.calibration.n)
-    parts = [render_part(np.random.default_rng(7000 + i), 160)[0] for i in range(100)]
-    darker = [(part * (1.0 if i < 50 else 0.85)).astype(np.uint8) for i, part in enumerate(parts)]
+    parts = [render_part(np.random.default_rng(7000 + i), 160)[0] for i in range(130)]
+    seen = [(part * (1.0 if i < 50 else 1.6)).clip(0, 255).astype(np.uint8) for i, part in enumerate(parts)]
     evidence, first = [], None
-    for i, p in enumerate(detector.score(darker).p_values):
+    for i, p in enumerate(detector.score(seen).p_values):
         if monitor.update(p) and first is None:
             first = i
         evidence.append(monitor.wealth)
     figure, axis = plt.subplots(figsize=(4.6, 2.8))
-    axis.semilogy(range(1, 101), np.maximum(evidence, 1e-2))
-    axis.axvline(50, color="grey", linestyle=":", label="the lamp gets 15 % weaker")
+    axis.semilogy(range(1, len(evidence) + 1), evidence)
+    axis.axhline(monitor.level, color="grey", linewidth=0.8)
+    axis.axvline(50, color="grey", linestyle=":", label="the lamp gets 60 % stronger")
     if first is not None:
         axis.axvline(first + 1, color="#d62728", label=f"drift is told at part {first + 1}")
     axis.set_xlabel("part")
