@@ -34,13 +34,21 @@ lint: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build --quiet --strict
 
+# Of what pip says: downloads of 10 MB and more, and that it is installing. Errors come on stderr, and its exit status counts.
+BRIEF := awk '/(Downloading|Using cached) .*\([0-9][0-9]+\.[0-9] MB|\([0-9.]+ GB|^Installing|^Successfully built/ { print substr($$0, 1, 110); fflush() }'
+
+$(READY): SHELL := /bin/bash
+$(READY): .SHELLFLAGS := -o pipefail -c
 # torch and torchvision must come as a matching pair; torchvision's operators do not load otherwise.
 $(READY): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[test]'
+	@echo "Installing: about 3 GB to download and 7 GB on disk with torch's CUDA libraries; without a GPU stop here, run"
+	@echo "  $(BIN)/pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+	@echo "and make again (docs/how-to/install.md)."
+	$(BIN)/python -m pip install --progress-bar off -e '.[test]' | $(BRIEF)
 	$(BIN)/python -c "import torch, torchvision; torchvision.ops.nms(torch.zeros(1, 4), torch.zeros(1), 0.5)"
 	touch $(READY)
 

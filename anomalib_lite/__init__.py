@@ -23,7 +23,7 @@ _HOME = {
     "evaluate": "evaluation.measuring",
     "operating_points": "evaluation.operating",
     "compare": "comparison.comparing",
-    "Comparison": "comparison.comparing",
+    "Comparison": "comparison.tables",
     "Classifier": "supervised.classifier",
     "Segmenter": "supervised.segmenter",
     "open_labelled": "supervised.labelled",
@@ -37,7 +37,7 @@ _HOME = {
     "Verdict": "judging",
     "Evaluation": "evaluation.result",
     "ModelFileError": "files.model_file",
-    "UnreadableImageError": "images.reading",
+    "UnreadableImageError": "images.decoding",
     "WeightsError": "embedding.weights",
     "PCA": "scoring.reduction",
     "KNNScorer": "scoring",
@@ -89,7 +89,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from anomalib_lite.comparison.comparing import Comparison, compare
+    from anomalib_lite.comparison.comparing import compare
+    from anomalib_lite.comparison.tables import Comparison
     from anomalib_lite.detector import Detector, fit, score
     from anomalib_lite.diagnosis.advice import diagnose
     from anomalib_lite.diagnosis.capability import Capability, capability
@@ -100,8 +101,8 @@ if TYPE_CHECKING:
     from anomalib_lite.files.model_file import ModelFileError
     from anomalib_lite.fitted.calibration import Calibration
     from anomalib_lite.fitted.fitting import NoGoodImagesError
+    from anomalib_lite.images.decoding import UnreadableImageError
     from anomalib_lite.images.download import download
-    from anomalib_lite.images.reading import UnreadableImageError
     from anomalib_lite.images.synthetic import make_metal_nut
     from anomalib_lite.images.variations import Variations
     from anomalib_lite.judging import Judge, Verdict

@@ -1,7 +1,7 @@
 """The command line: parses, calls the library, prints. Results go to stdout, progress and messages to stderr.
 
-Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input; of `watch --once`
-3 an alarm with --fail-on-alarm, 4 no verdict.
+Exit codes: 0 done; 1 done, but something was unreadable and --strict was set; 2 wrong usage or input; 3 an alarm, with
+--fail-on-alarm; 4 no verdict: of `score` and `report` on any image, of `watch --once` on one.
 """
 
 import io
@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from anomalib_lite.comparison import commands as comparing
 from anomalib_lite.diagnosis import commands as diagnosing
 from anomalib_lite.exporting.commands import export
 from anomalib_lite.flags import (
+    DecimalComma,
     Device,
     Download,
     EverythingIsGood,
+    FailOnAlarm,
     Groups,
     Json,
     MaxPixels,
@@ -27,19 +30,52 @@ from anomalib_lite.flags import (
     Weights,
     counts,
     finish,
+    finish_scored,
+    finish_verdicts,
     loaded,
+    tell,
     with_detector_flags,
 )
 from anomalib_lite.scaling.commands import score_to_parquet
 from anomalib_lite.serving import commands as serving
 
+
+class _Commands(TyperGroup):
+    """The commands, each with its whole first sentence: click cuts it off at a line."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        with formatter.section("Commands"):
+            said = {
+                name: " ".join((command.help or "").split("\n\n")[0].split()) for name, command in self.commands.items()
+            }
+            formatter.write_dl([(name, said[name]) for name in self.list_commands(ctx)])
+
+
 app = typer.Typer(
     name="anomalib-lite",
-    help="Find the bad part among good ones: fit on pictures of good parts, score new ones.",
+    cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
+    rich_markup_mode=None,  # which would take the brackets of [default: 5] for markup
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from anomalib_lite.version import __version__
+
+        typer.echo(f"anomalib-lite {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _every_command(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version and end")
+    ] = False,
+) -> None:
+    """Find the bad part among good ones: fit on pictures of good parts, score new ones."""
 
 
 def _path_or_url(text: str) -> Any:
@@ -54,8 +90,10 @@ def demo(
 ) -> None:
     """Draw synthetic parts, fit on the good ones, score the rest; needs no data and no network."""
     from anomalib_lite.demo import run_demo
+    from anomalib_lite.files.atomic import saved_in
 
-    typer.echo(run_demo(output, **parameters))
+    saved_in(output)
+    tell(run_demo(output, **parameters))
 
 
 @app.command()
@@ -81,8 +119,8 @@ def fit(
     detector = Detector(**parameters).fit(good, groups=groups, everything_is_good=everything_is_good)
     detector.save(output, include_backbone=include_backbone)
     typer.echo(f"fitted on {detector.n_train_} images, saved to {output}")
-    typer.echo(detector.seen_as())
-    typer.echo(detector.fitted_.calibration.explain())
+    tell(detector.seen_as())
+    tell(detector.explain())
     finish(detector.unreadable_, strict)
 
 
@@ -91,11 +129,10 @@ def score(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
     images: Annotated[
         list[Any],
-        typer.Argument(
-            parser=_path_or_url, metavar="IMAGES...", help="images, folders of them, or URLs such as s3://…"
-        ),
+        typer.Argument(parser=_path_or_url, metavar="IMAGES", help="images, folders of them, or URLs such as s3://…"),
     ],
     csv: Annotated[Path | None, typer.Option(help="write the scores to this CSV file")] = None,
+    decimal_comma: DecimalComma = False,
     overlays: Annotated[Path | None, typer.Option(help="write heat maps over the images to this folder")] = None,
     regions: Annotated[Path | None, typer.Option(help="write one line per defect's region to this CSV file")] = None,
     coco: Annotated[Path | None, typer.Option(help="write the regions to this COCO JSON file")] = None,
@@ -121,9 +158,15 @@ def score(
     chunk: Annotated[int | None, typer.Option(help="images of a Parquet file [default: 256]")] = None,
     as_json: Json = False,
     strict: Strict = False,
+    fail_on_alarm: FailOnAlarm = False,
 ) -> None:
-    """Score images with a fitted detector."""
-    from anomalib_lite.files.atomic import saved_to
+    """Score images with a fitted detector.
+
+    The exit code is 4 if no image can be read, else 1 with --strict and an unreadable one, else 3 with --fail-on-alarm
+    and an alarm.
+    """
+    from anomalib_lite.files.atomic import saved_in, saved_to
+    from anomalib_lite.machine.progress import DRAWING, work
     from anomalib_lite.plotting.picture_folder import picture_folder
     from anomalib_lite.plotting.region_files import MAP_FORMATS
 
@@ -134,7 +177,9 @@ def score(
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise ValueError("--overlays, --masks and --maps each need a folder of their own")
     for folder in folders:
-        picture_folder(folder)
+        picture_folder(saved_in(folder))
+    if parquet is not None:
+        saved_in(parquet)
     if map_format not in MAP_FORMATS:
         raise ValueError(f"--map-format {map_format}: choose one of {', '.join(MAP_FORMATS)}")
     limits: dict[str, Any] = {"min_area": min_area, "max_regions": max_regions}
@@ -155,28 +200,30 @@ def score(
     if parquet is not None:
         others = {"--csv": csv, "--overlays": overlays, "--regions": regions, "--coco": coco}
         others |= {"--masks": masks, "--maps": maps}
-        score_to_parquet(detector, source, parquet, chunk=chunk, as_json=as_json, strict=strict, others=others)
+        written = score_to_parquet(detector, source, parquet, chunk=chunk, as_json=as_json, others=others)
+        finish_verdicts(written.verdicts, strict, fail_on_alarm)
         return
-    scores = detector.score(source)
-    if overlays is not None:
-        scores.save_overlays(overlays, source)
-    if masks is not None:
-        scores.save_masks(masks, **limits)
-    if maps is not None:
-        scores.save_maps(maps, map_format)
+    with work(None, *[DRAWING for _ in folders]):
+        scores = detector.score(source)
+        if overlays is not None:
+            scores.save_overlays(overlays, source)
+        if masks is not None:
+            scores.save_masks(masks, **limits)
+        if maps is not None:
+            scores.save_maps(maps, map_format)
     if csv is not None:
-        scores.to_csv(csv, overlays=overlays)
+        scores.to_csv(csv, overlays=overlays, decimal_comma=decimal_comma)
     if regions is not None:
-        scores.regions_to_csv(regions, **limits)
+        scores.regions_to_csv(regions, **limits, decimal_comma=decimal_comma)
     if coco is not None:
         scores.to_coco(coco, **limits)
     if as_json:
         typer.echo(json.dumps(scores.to_dict(**limits)))
-    else:
+    elif len(scores):
         _print_table(scores)
     for image_id, note in scores.notes.items():
-        typer.echo(f"note: {image_id}: {note}", err=True)
-    finish(scores.unreadable, strict)
+        tell(f"note: {image_id}: {note}", err=True)
+    finish_scored(scores, strict, fail_on_alarm)
 
 
 app.command()(serving.watch)
@@ -211,7 +258,7 @@ def recalibrate(
         detector = detector.at_rate(false_alarm_rate)
     detector.save(output)
     typer.echo(f"threshold {before:.6g} → {detector.fitted_.calibration.threshold:.6g}, saved to {output}")
-    typer.echo(detector.fitted_.calibration.explain())
+    tell(detector.explain())
 
 
 @app.command()
@@ -239,14 +286,16 @@ def add(
     old, new = before.fitted_.calibration.threshold, detector.fitted_.calibration.threshold
     typer.echo(f"{detector.n_train_ - before.n_train_} more images learnt from, {detector.n_train_} in all")
     typer.echo(f"threshold {old:.6g} → {new:.6g}, saved to {output}")
-    typer.echo(detector.fitted_.calibration.explain())
+    tell(detector.explain())
 
 
 @app.command()
 @with_detector_flags
 def evaluate(
     parameters: dict[str, Any],
-    dataset: Annotated[Path, typer.Argument(help="folder in MVTec AD layout: train/good, test/<kind>, ground_truth")],
+    dataset: Annotated[
+        str, typer.Argument(help="folder in MVTec AD layout, or its URL: train/good, test/<kind>, ground_truth")
+    ],
     groups: Groups = None,
     as_json: Json = False,
     strict: Strict = False,
@@ -255,7 +304,10 @@ def evaluate(
     from anomalib_lite.evaluation.measuring import evaluate as run
 
     evaluation = run(dataset, groups=groups, **parameters)
-    typer.echo(evaluation.to_json() if as_json else evaluation.to_text())
+    if as_json:
+        typer.echo(evaluation.to_json())
+    else:
+        tell(evaluation.to_text())
     finish(evaluation.unreadable, strict)
 
 
@@ -276,18 +328,26 @@ def report(
     device: Device = None,
     max_pixels: MaxPixels = None,
     strict: Strict = False,
+    fail_on_alarm: FailOnAlarm = False,
 ) -> None:
     """Score images and write one HTML page to look at: scores, heat maps, figures, settings."""
+    from anomalib_lite.detecting.scoring import SCORING
+    from anomalib_lite.embedding.streaming import WHOLE
     from anomalib_lite.files.atomic import saved_to
-    from anomalib_lite.report.page import Thumbnails, write_report
+    from anomalib_lite.machine.progress import DRAWING, work
+    from anomalib_lite.report.page import write_report
+    from anomalib_lite.report.pictures import Thumbnails
 
     saved_to(output)
     detector = loaded(model, weights, download, device, max_pixels)
     source = Thumbnails(detector.open(images[0] if len(images) == 1 else list(images)))
-    scores = detector.score(source, vectors=True)
-    write_report(detector, source, output, training_images=good, scores=scores)
-    typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
-    finish(scores.unreadable, strict)
+    with work(None, SCORING, *([] if good is None else [WHOLE]), DRAWING):
+        scores = detector.score(source, vectors=True)
+        if len(scores):
+            write_report(detector, source, output, training_images=good, scores=scores)
+    if len(scores):
+        typer.echo(f"{len(scores)} images, {int(scores.alarms.sum())} alarms: {output}")
+    finish_scored(scores, strict, fail_on_alarm)
 
 
 app.command()(comparing.compare)
@@ -304,9 +364,11 @@ def download(
     sha256: Annotated[str | None, typer.Option(help="checksum the archive must have")] = None,
 ) -> None:
     """Download a category of MVTec AD, verify it and unpack it."""
+    from anomalib_lite.files.atomic import saved_in
     from anomalib_lite.images.download import download as run
 
-    folder = run(category, output, accept_license=accept_license, url=url, sha256=sha256, progress=sys.stderr.isatty())
+    saved_in(output)
+    folder = run(category, output, accept_license=accept_license, url=url, sha256=sha256)
     typer.echo(f"{folder} is ready; try: anomalib-lite evaluate {folder}")
 
 
@@ -323,7 +385,10 @@ def doctor(
 
     sizes = counts(image_size, "--image-size")
     found = examine(backbones=backbone.split(","), sizes=sizes, device=device, again=again)
-    typer.echo(json.dumps(found.to_dict(), indent=1) if as_json else found.explain())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict(), indent=1))
+    else:
+        tell(found.explain())
 
 
 def main() -> None:
@@ -333,11 +398,13 @@ def main() -> None:
     # A file name may hold characters that the terminal cannot show; that is no reason to stop.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    warnings.showwarning = lambda message, *_, **__: typer.echo(f"warning: {message}", err=True)
+    warnings.showwarning = lambda message, *_, **__: tell(f"warning: {message}", err=True)
     try:
-        app()
+        app(prog_name="anomalib-lite")
     except (ValueError, OSError, ImportError, DownloadError) as error:
-        typer.echo(f"error: {error}", err=True)
+        # A sentence of ours as it is, without [Errno 2] before it.
+        ours = isinstance(error, OSError) and error.filename is None
+        tell(f"error: {(getattr(error, 'strerror', None) or error) if ours else error}", err=True)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from anomalib_lite.detecting.estimating import EstimatorHabits, require_one_kind
 from anomalib_lite.detecting.laying import seen_as
 from anomalib_lite.detecting.learning import learn
 from anomalib_lite.detecting.making import made_of
@@ -26,7 +27,8 @@ from anomalib_lite.detecting.parameters import Parameters
 from anomalib_lite.detecting.quality import Quality
 from anomalib_lite.detecting.renewing import grown, recalibrated
 from anomalib_lite.detecting.scoring import open_like_fitted, score_images
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder, Level
+from anomalib_lite.embedding.builtin import BUILTIN
+from anomalib_lite.embedding.embedder import Embedder, Level
 from anomalib_lite.embedding.streaming import OnUnreadable
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.files import model_file
@@ -36,26 +38,30 @@ from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.fitting import CalibrationKind
 from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.fitted.storing import to_arrays
+from anomalib_lite.images.decoding import DEFAULT_READING
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.reading import DEFAULT_READING
 from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.variations import Variations
 from anomalib_lite.judging import Channels, Judge, Verdict
 from anomalib_lite.machine.integers import EngineName
+from anomalib_lite.machine.progress import work
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring import Scorer, ScorerName
 from anomalib_lite.scoring.knn import Selection
+from anomalib_lite.scoring.named import can_be_stored
 
 F = TypeVar("F", bound=Callable[..., Any])
+# Parameters that can be told in a line; of weights or a scorer of one's own it is their class.
+_SHORT = (str, int, float, tuple, list, Variations)
 
 
-class Detector:
+class Detector(EstimatorHabits):
     """Finds what is unlike the good images it was fitted on.
 
     Parameters
     ----------
-    backbone : str
+    backbone : str, default "builtin"
         "builtin" (no download) or a torchvision classification network.
     layers : sequence of str or comma-separated str, optional
         Layers of the backbone; default: its own choice.
@@ -83,12 +89,13 @@ class Detector:
         too large for a network to be shown at once, it is shown through windows, in flat memory.
     tile_overlap : float in [0, 1)
         Share that neighbours of (rows, columns) have in common.
-    roi, ignore : optional
-        The region of interest, and areas in it that do not matter, such as a printed number: an image file or bool
-        array (H, W) that is white there; boxes (left, top, right, bottom) or polygons [(x, y), ...], in pixels or, all
-        below 1, in shares of width and height; or a JSON file of ``{"boxes": [...], "polygons": [...]}``. roi="auto"
-        estimates the part from the training images (`diagnose` shows it). Nothing outside is learnt, scored or painted,
-        and images of other proportions are unreadable.
+    roi : optional
+        The region of interest: an image file or bool array (H, W) that is white there; boxes (left, top, right, bottom)
+        or polygons [(x, y), ...], in pixels or, all below 1, in shares of width and height; or a JSON file of
+        ``{"boxes": [...], "polygons": [...]}``. "auto" estimates the part from the training images (`diagnose` shows
+        it). Nothing outside is learnt, scored or painted, and images of other proportions are unreadable.
+    ignore : optional
+        Areas in it that do not matter, such as a printed number, told in the same ways.
     fixture : float, optional
         Lay every picture as in the first of the training images, by a shift and a turn of at most so many degrees
         (0: by a shift alone), so that a region of interest, which is drawn on that first one, stays on the part. One
@@ -99,13 +106,21 @@ class Detector:
     scorer : "knn", "kmeans", "dbscan", "subspace", or a Scorer
         How rows are compared with good ones. A name takes the parameters below; an instance brings its own
         (one of another class than those four cannot be saved).
-    bank_size, selection, k : see `scoring.KNNScorer`
+    bank_size : int
+        For knn: vectors in the bank at most; memory and search time are proportional to it.
+    selection : "k-center", "random" or "full"
+        For knn: how the bank is filled when there are more rows than that; see `scoring.KNNScorer`.
+    k : int
+        For knn: neighbours averaged.
     trim : float in [0, 1)
         Share of patches that are not learnt from, for being farthest from those of other images: set it to the share of
         bad ones you fear among the good.
     n_clusters : int, "silhouette", or "auto"
         For kmeans. "auto" is 1024 centroids for patches, 32 for global vectors.
-    eps, min_samples : see `scoring.DBSCANScorer`
+    eps : float or "knee"
+        For dbscan: radius of a neighbourhood; "knee" takes it from the rows' distances, see `scoring.DBSCANScorer`.
+    min_samples : int
+        For dbscan: rows within eps, itself included, that make a core sample.
     n_components : int, float in (0, 1), None, or "auto"
         PCA before the scorer: components, share of variance, or none. "auto" is 128 for patches, none for global
         vectors (standardised instead) and for subspace, which has a PCA of its own.
@@ -132,7 +147,7 @@ class Detector:
         are; None takes the whole range of each file.
     bits : int, optional
         Short for value_range=(0, 2**bits - 1).
-    max_pixels : int
+    max_pixels : int, default 100_000_000
         Larger pictures are unreadable.
     device : "auto", "cpu" or "cuda"
     dtype : "auto", "float32", "bfloat16" or "int8"
@@ -145,8 +160,8 @@ class Detector:
     workers : int, optional
         Decoding threads; default: one per core.
     random_state : int
-    progress : bool
-        Show a progress bar on stderr.
+    progress : bool, optional
+        Show stages and how far they are on stderr. Default: in a terminal and in a notebook.
 
     Examples
     --------
@@ -198,7 +213,7 @@ class Detector:
         batch_size: int = 8,
         workers: int | None = None,
         random_state: int = 0,
-        progress: bool = False,
+        progress: bool | None = None,
     ):
         chosen = {name: value for name, value in locals().items() if name != "self"}
         self._parameters = Parameters(**chosen)
@@ -231,6 +246,22 @@ class Detector:
     random_state = property(attrgetter("_parameters.random_state"))
     progress = property(attrgetter("_parameters.progress"))
 
+    def __repr__(self) -> str:
+        usual = inspect.signature(Detector).parameters
+        chosen = {
+            name: value if isinstance(value, _SHORT) else type(value).__name__
+            for name, value in self.parameters().items()
+            if value is not usual[name].default and (not isinstance(value, _SHORT) or value != usual[name].default)
+        }
+        text = f"Detector({', '.join(f'{name}={value!r}' for name, value in chosen.items())})"
+        if self._learnt is None:
+            return f"<{text}, not fitted>"
+        calibration = self._learnt[0].calibration
+        return (
+            f"<{text}, fitted on {self.n_train_} images: threshold {calibration.threshold:.4g}, false-alarm rate "
+            f"{calibration.false_alarm_rate:.4g}{'' if calibration.guarantee_met else ', which is not promised'}>"
+        )
+
     def parameters(self) -> dict[str, Any]:
         """The constructor's arguments, as they were given or left."""
         return self._parameters.given()
@@ -240,6 +271,7 @@ class Detector:
     def fit(
         self,
         images: Any,
+        y: Any = None,
         *,
         groups: Groups | None = None,
         on_unreadable: OnUnreadable = "skip",
@@ -254,6 +286,8 @@ class Detector:
         ----------
         images : folder, paths, arrays, PIL images, tensor or ImageSource
             Good images; see `images.open_source`.
+        y : ignored if it has one value
+            For scikit-learn's tools, which hand labels on.
         groups : str, mapping, callable, or one label per image, optional
             Pictures that belong together, such as several of one part, or those of one day: "parent" (their folder),
             "each" (none do), a regular expression, or labels; see `fitted.groups.group_names`. They are left out
@@ -278,8 +312,10 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         ValueError
-            If images are all the same, parameters or groups do not fit them, or a folder holds more than good images.
+            If images are all the same, parameters or groups do not fit them, a folder holds more than good images, or
+            `y` says that images are of several kinds.
         """
+        require_one_kind(y)
         self._learnt = learn(
             images,
             self._parameters,
@@ -348,8 +384,15 @@ class Detector:
         UnreadableImageError
             With on_unreadable="raise".
         """
+        core, embedder = self._fitted_and_embedder()
         return score_images(
-            images, self._parameters, *self._fitted_and_embedder(), on_unreadable=on_unreadable, vectors=vectors
+            images,
+            self._parameters,
+            core,
+            embedder,
+            on_unreadable=on_unreadable,
+            vectors=vectors,
+            model=self._digest_of(core) if can_be_stored(core.scorer) else "",
         )
 
     def seen_as(self) -> str:
@@ -361,6 +404,16 @@ class Detector:
             If the detector is not fitted.
         """
         return seen_as(*self._fitted_and_embedder())
+
+    def explain(self) -> str:
+        """When an image alarms, and what is promised of the false-alarm rate, in words; see `Calibration.explain`.
+
+        Raises
+        ------
+        RuntimeError
+            If the detector is not fitted.
+        """
+        return self.fitted_.calibration.explain()
 
     def warm_up(self) -> Detector:
         """Compute once what the first picture, and the first full batch, would otherwise wait for.
@@ -374,8 +427,9 @@ class Detector:
             If the detector is not fitted.
         """
         grey = np.full((*self.embedder.frame.size, 3), 128, dtype=np.uint8)
-        for count in (self.embedder.batch_size, 1, 1):
-            self.score([grey] * count)
+        with work(False):
+            for count in (self.embedder.batch_size, 1, 1):
+                self.score([grey] * count)
         return self
 
     def open(self, images: Any) -> ImageSource:
@@ -405,8 +459,10 @@ class Detector:
 
         Parameters
         ----------
-        threshold, look_again : float
-            In the unit of the scores; an image alarms above the first, and is to be looked at again above the second.
+        threshold : float
+            In the unit of the scores; an image alarms above it.
+        look_again : float, optional
+            A lower one, above which an image is to be looked at again.
 
         Raises
         ------
@@ -435,7 +491,9 @@ class Detector:
             Good images that were not learnt from.
         mode : "replace" or "extend"
             Forget the scores that the threshold was set from, or add to them.
-        groups, on_unreadable, everything_is_good : see `fit`
+        groups : see `fit`
+        on_unreadable : see `fit`
+        everything_is_good : see `fit`
 
         Warns
         -----
@@ -482,7 +540,9 @@ class Detector:
         calibrating : bool
             Whether they are a fair sample of good images. False for those picked for their scores, such as false
             alarms: those are learnt, and the threshold stays as it is.
-        groups, on_unreadable, everything_is_good : see `fit`
+        groups : see `fit`
+        on_unreadable : see `fit`
+        everything_is_good : see `fit`
 
         Warns
         -----
@@ -556,10 +616,14 @@ class Detector:
     @property
     def digest(self) -> str:
         """SHA-256 of everything that a file of it would hold but a backbone's weights: the same, the same scores."""
-        fitted = self.fitted_
-        if self._digest is None or self._digest[0] is not fitted:
-            self._digest = fitted, model_file.digest(*to_arrays(fitted))
-        return self._digest[1]
+        return self._digest_of(self.fitted_)
+
+    def _digest_of(self, fitted: Fitted) -> str:
+        known = self._digest
+        if known is None or known[0] is not fitted:
+            known = fitted, model_file.digest(*to_arrays(fitted))
+            self._digest = known
+        return known[1]
 
     def unfitted(self) -> Detector:
         """A detector of the same parameters that has learnt nothing, and shares the network."""
@@ -633,7 +697,7 @@ class Detector:
         batch_size: int | None = None,
         workers: int | None = None,
         max_pixels: int | None = None,
-        progress: bool = False,
+        progress: bool | None = None,
     ) -> Detector:
         """Read a detector written by `save`. Nothing in the file is executed.
 
@@ -645,10 +709,17 @@ class Detector:
         download : bool
             Fetch torchvision's weights if they are not on this machine; a file from a stranger reaches no network by
             itself.
-        device, dtype, engine, batch_size, workers, max_pixels : as for `Detector`
-            By default as they were chosen for the fit, but that a device or an engine that this machine lacks becomes
-            "auto", and a dtype "auto" the one it was fitted in, so that scores stay the same; only bf16 becomes float32
-            where that is quicker. What was fitted in "int8" can only be computed so, and nothing else can.
+        device : as for `Detector`, optional
+            This and the next five are by default as they were chosen for the fit; a device that this machine lacks
+            becomes "auto".
+        dtype : as for `Detector`, optional
+            "auto" becomes the one it was fitted in, so that scores stay the same; only bf16 becomes float32 where that
+            is quicker. What was fitted in "int8" can only be computed so, and nothing else can.
+        engine : as for `Detector`, optional
+            One that this machine lacks becomes "auto".
+        batch_size : as for `Detector`, optional
+        workers : as for `Detector`, optional
+        max_pixels : as for `Detector`, optional
         progress : as for `Detector`
 
         Raises
@@ -702,5 +773,13 @@ def fit(images: Any, *, groups: Groups | None = None, everything_is_good: bool =
 
 
 def score(detector: Detector, images: Any) -> Scores:
-    """Score new images with a fitted detector; the same as `detector.score(images)`."""
+    """Score new images with a fitted detector; the same as `detector.score(images)`.
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(12)]
+    >>> len(score(fit(parts[:8], image_size=64), parts[8:]))
+    4
+    """
     return detector.score(images)

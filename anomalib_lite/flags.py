@@ -5,15 +5,24 @@ A detector's flag that is not given is not passed on, so the defaults are the li
 
 import functools
 import inspect
+import shutil
 import sys
-from collections.abc import Callable
+import textwrap
+from collections import Counter
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+ALARMS, NO_VERDICTS = 3, 4  # exit codes
+
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
 Strict = Annotated[bool, typer.Option("--strict", help="exit with 1 when an image is unreadable")]
+FailOnAlarm = Annotated[bool, typer.Option("--fail-on-alarm", help=f"exit with {ALARMS} when an image alarms")]
+DecimalComma = Annotated[
+    bool, typer.Option("--decimal-comma", help="CSV for spreadsheets that write 0,5: with semicolons and a BOM")
+]
 EverythingIsGood = Annotated[
     bool, typer.Option("--everything-is-good", help="learn also what looks like test images or masks by its name")
 ]
@@ -78,44 +87,53 @@ def _variations(text: str) -> Any:
     return Variations.parse(text)
 
 
+# Name -> (type, what it is, its default as told).
+_DETECTOR: dict[str, tuple[Any, str, str]] = {
+    "backbone": (str, "builtin, resnet18, vgg16, inception_v3, …", "builtin"),
+    "weights": (str, "local weights file (.pth or .safetensors), may be partial", "torchvision's, if need be"),
+    "layers": (str, "layers to combine, comma-separated, or 'penultimate'", "by backbone"),
+    "level": (str, "patch (heat maps), global, or both", "patch"),
+    "quality": (str, "fast, balanced or best", "balanced"),
+    "image_size": (
+        str,
+        "pixels of the shorter side, or height,width, to resize to",
+        "as many as the camera gave, 384 at most; other backbones have their own",
+    ),
+    "context": (float, "weight of the picture at half its size; auto: by quality", "auto"),
+    "tiles": (str, "pixels of a tile, or rows,columns: look closer, tile by tile", "none"),
+    "tile_overlap": (float, "share that neighbouring tiles have in common", "0.0"),
+    "fixture": (float, "lay parts as in a template, turned by so many degrees at most", "as they lie"),
+    "roi": (str, "region of interest: mask image, JSON of boxes and polygons, or auto", "all"),
+    "ignore": (str, "areas that do not matter: mask image, or JSON of boxes and polygons", "none"),
+    "pixel_size": (float, "side of a picture's pixel in millimetres", "not known"),
+    "vary": (str, "how the camera may vary, such as brightness=0.2,shift=0.02,draws=4", "not"),
+    "scorer": (str, "knn, kmeans, dbscan or subspace", "knn"),
+    "components": (str, "PCA: number, share of variance (0.95), or none", "auto"),
+    "whiten": (bool, "scale components to unit variance", "auto"),
+    "bank_size": (int, "knn: vectors in the bank", "10000"),
+    "k": (int, "knn: neighbours averaged", "2"),
+    "trim": (float, "share of odd training patches that are not learnt from", "0.0"),
+    "n_clusters": (str, "kmeans: number of clusters, or silhouette", "auto"),
+    "eps": (str, "dbscan: radius, or knee", "knee"),
+    "min_samples": (int, "dbscan: rows that make a core sample", "5"),
+    "false_alarm_rate": (float, "share of good images that may alarm", "0.01"),
+    "calibration": (str, "cross, or split: exact, but learns from fewer", "cross"),
+    "value_range": (str, "values of black and white beyond 8 bits, such as 0,4095; or none", "auto"),
+    "bits": (int, "bits in use, short for --value-range 0,2^bits-1", "as found"),
+    "max_pixels": (int, "larger pictures are unreadable", "100000000"),
+    "device": (str, "auto, cpu or cuda", "auto"),
+    "dtype": (str, "auto: the quickest here; or float32, bfloat16, int8", "auto"),
+    "engine": (str, "what computes int8: auto, onednn or reference", "auto"),
+    "batch_size": (int, "images per forward pass", "8"),
+    "random_state": (int, "seed", "0"),
+}
 # Name -> (type, option).
 DETECTOR_FLAGS: dict[str, Any] = {
-    "backbone": (str | None, typer.Option(help="builtin, resnet18, vgg16, inception_v3, … [default: builtin]")),
-    "weights": (str | None, typer.Option(help="local weights file (.pth or .safetensors); may be partial")),
-    "layers": (str | None, typer.Option(help="layers to combine, comma-separated, or 'penultimate'")),
-    "level": (str | None, typer.Option(help="patch (heat maps), global, or both [default: patch]")),
-    "quality": (str | None, typer.Option(help="fast, balanced or best [default: balanced]")),
-    "image_size": (str | None, typer.Option(help="pixels of the shorter side, or height,width, to resize to")),
-    "context": (float | None, typer.Option(help="weight of the picture at half its size; auto: by quality")),
-    "tiles": (str | None, typer.Option(help="pixels of a tile, or rows,columns: look closer, tile by tile")),
-    "tile_overlap": (
-        float | None,
-        typer.Option(help="share that neighbouring tiles have in common [default: 0.0]"),
-    ),
-    "fixture": (float | None, typer.Option(help="lay parts as in a template, turned by so many degrees at most")),
-    "roi": (str | None, typer.Option(help="region of interest: mask image, JSON of boxes and polygons, or auto")),
-    "ignore": (str | None, typer.Option(help="areas that do not matter: mask image, or JSON of boxes and polygons")),
-    "pixel_size": (float | None, typer.Option(help="side of a picture's pixel in millimetres")),
-    "vary": (str | None, typer.Option(help="how the camera may vary, such as brightness=0.2,shift=0.02,draws=4")),
-    "scorer": (str | None, typer.Option(help="knn, kmeans, dbscan or subspace [default: knn]")),
-    "components": (str | None, typer.Option(help="PCA: number, share of variance (0.95), or none")),
-    "whiten": (bool | None, typer.Option("--whiten/--no-whiten", help="scale components to unit variance")),
-    "bank_size": (int | None, typer.Option(help="knn: vectors in the bank [default: 10000]")),
-    "k": (int | None, typer.Option(help="knn: neighbours averaged [default: 2]")),
-    "trim": (float | None, typer.Option(help="share of odd training patches that are not learnt from")),
-    "n_clusters": (str | None, typer.Option(help="kmeans: number of clusters, or silhouette")),
-    "eps": (str | None, typer.Option(help="dbscan: radius, or knee")),
-    "min_samples": (int | None, typer.Option(help="dbscan: rows that make a core sample")),
-    "false_alarm_rate": (float | None, typer.Option(help="share of good images that may alarm [default: 0.01]")),
-    "calibration": (str | None, typer.Option(help="cross, or split: exact, but learns from fewer [default: cross]")),
-    "value_range": (str | None, typer.Option(help="values of black and white beyond 8 bits, such as 0,4095; or none")),
-    "bits": (int | None, typer.Option(help="bits in use, short for --value-range 0,2^bits-1")),
-    "max_pixels": (int | None, typer.Option(help="larger pictures are unreadable [default: 100000000]")),
-    "device": (str | None, typer.Option(help="auto, cpu or cuda")),
-    "dtype": (str | None, typer.Option(help="auto: the quickest here; or float32, bfloat16, int8")),
-    "engine": (str | None, typer.Option(help="what computes int8: auto, onednn or reference")),
-    "batch_size": (int | None, typer.Option(help="images per forward pass")),
-    "random_state": (int | None, typer.Option(help="seed [default: 0]")),
+    name: (
+        kind | None,
+        typer.Option(*(["--whiten/--no-whiten"] if name == "whiten" else []), help=f"{text} [default: {default}]"),
+    )
+    for name, (kind, text, default) in _DETECTOR.items()
 }
 _READERS: dict[str, Callable[[str], Any]] = {
     "value_range": _value_range,
@@ -140,7 +158,7 @@ def with_detector_flags(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapped(**arguments: Any) -> None:
         given = {name: arguments.pop(name) for name in DETECTOR_FLAGS}
-        parameters: dict[str, Any] = {"progress": sys.stderr.isatty()}
+        parameters: dict[str, Any] = {}
         for name, value in given.items():
             if value is not None:
                 parameters[_RENAMED.get(name, name)] = _READERS[name](value) if name in _READERS else value
@@ -168,19 +186,50 @@ def loaded(model: Path, weights: str | None, download: bool, device: str | None,
     """The detector in a model file, opened as the flags say."""
     from anomalib_lite.detector import Detector
 
-    return Detector.load(
-        model,
-        weights=weights,
-        download=download,
-        device=device,
-        max_pixels=max_pixels,
-        progress=sys.stderr.isatty(),
-    )
+    return Detector.load(model, weights=weights, download=download, device=device, max_pixels=max_pixels)
+
+
+def tell(text: str, *, err: bool = False) -> None:
+    """Print text; in a terminal its long lines are broken between words, elsewhere a line stays a line."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is not None and stream.isatty():
+        width = shutil.get_terminal_size().columns
+        lines = text.split("\n")
+        text = "\n".join(line if len(line) < width else _broken(line, width - 1) for line in lines)
+    typer.echo(text, err=err)
+
+
+def _broken(line: str, width: int) -> str:
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def finish(unreadable: list[Any], strict: bool) -> None:
     """Tell of unreadable images, and exit with 1 for them if asked to."""
     for image in unreadable:
-        typer.echo(f"unreadable: {image.reason}", err=True)
+        tell(f"unreadable: {image.reason}", err=True)
     if unreadable and strict:
         raise typer.Exit(1)
+
+
+def finish_scored(scores: Any, strict: bool, fail_on_alarm: bool) -> None:
+    """As `finish`; with 4 if nothing could be judged, as of a dead camera, and with 3 for an alarm if asked to."""
+    from anomalib_lite.fitted.calibration import NO_VERDICT
+
+    finish(scores.unreadable, strict=False)
+    counted = Counter(scores.verdicts)
+    counted[NO_VERDICT] = len(scores.unreadable)
+    finish_verdicts(counted, strict, fail_on_alarm)
+
+
+def finish_verdicts(counted: Mapping[str, int], strict: bool, fail_on_alarm: bool) -> None:
+    """Exit as `finish_scored` does, by how many images have which verdict."""
+    from anomalib_lite.fitted.calibration import ALARM, NO_VERDICT
+
+    lost = counted.get(NO_VERDICT, 0)
+    if lost == sum(counted.values()):
+        tell(f"error: none of {lost} images can be read: no verdict", err=True)
+        raise typer.Exit(NO_VERDICTS)
+    if lost and strict:
+        raise typer.Exit(1)
+    if fail_on_alarm and counted.get(ALARM, 0):
+        raise typer.Exit(ALARMS)

@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from anomalib_lite.fitted.calibration import ALARM
+from anomalib_lite.fitted.calibration import ALARM, NO_VERDICT
+from anomalib_lite.images.decoding import UnreadableImageError
 from anomalib_lite.images.proportions import same_proportions
-from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.locating.regions import DefectRegion
 from anomalib_lite.machine.threads import one_blas_thread
-from anomalib_lite.results import NO_VERDICT, Scores, Scoring
+from anomalib_lite.results import Scores, Scoring
 
 Channels = Literal["rgb", "bgr"]
 # Where fewer of the training pictures than this have one shape, others are laid into the frame, as those were.
@@ -46,6 +46,16 @@ class Verdict:
     milliseconds : how long it took, reading included
     size : (height, width) of the picture, None of one that cannot be read
     grid : float32 (gh, gw), scores of its patches, for those who draw it; not among what `to_dict` tells
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> judge = Judge(fit(parts[:20], image_size=64, false_alarm_rate=0.1))
+    >>> found = judge.judge(np.zeros((64, 64, 3), dtype=np.uint8), "dark")
+    >>> found.verdict, found.score, found.reason  # doctest: +ELLIPSIS
+    ('no verdict', None, '...')
     """
 
     id: str
@@ -94,6 +104,15 @@ class Judge:
     Attributes
     ----------
     last : SHA-256 of the last picture that could be judged: one like it shows a frozen camera
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> judge = Judge(fit(parts[:20], image_size=64, false_alarm_rate=0.1))
+    >>> [judge.judge(picture, "part").verdict for picture in (parts[20], parts[20], None)]
+    ['good', 'no verdict', 'no verdict']
     """
 
     def __init__(self, detector: Scoring, *, channels: Channels = "rgb"):

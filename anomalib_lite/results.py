@@ -4,29 +4,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, overload
 
 import numpy as np
 from PIL import Image
 
-from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
 from anomalib_lite.fitted.core import Fitted, Nearest
+from anomalib_lite.images.decoding import Reading
 from anomalib_lite.images.fixture import Pose
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.reading import Reading
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.locating.maps import anomaly_map, map_bands
 from anomalib_lite.locating.regions import DefectRegion, find_regions
+from anomalib_lite.scored import picking, table
+from anomalib_lite.scored.image import ScoredImage
+from anomalib_lite.scored.picking import Order
 
 if TYPE_CHECKING:
     from anomalib_lite.plotting.region_files import MapFormat
 
 _MAP_PIXELS = 1 << 22  # regions of larger images are found in a map of so many: patches have no finer detail
-NO_VERDICT = "no verdict"  # of an image that cannot be read
+_OF_EACH = ("scores", "p_values", "alarms", "patch_scores", "whole_scores", "vectors")  # arrays, a row per image
+_LISTED = ("ids", "image_sizes", "nearest", "poses")  # lists, an entry per image
 
 
 class Scoring(Protocol):
@@ -40,9 +43,13 @@ class Scoring(Protocol):
     def score(self, images: Any) -> Scores: ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """Scores of new images, in the order given; unreadable ones are listed apart.
+
+    ``scores[3]`` is what was found of one image, and going through them gives one after the other (`ScoredImage`);
+    ``scores[:10]``, ``scores[[4, 2]]`` and ``scores[scores.p_values < 0.05]`` are `Scores` again. Whatever is picked or
+    sorted, unreadable images stay listed: nobody has seen what they show.
 
     Attributes
     ----------
@@ -86,6 +93,21 @@ class Scores:
         How a fixture found each part to lie; maps, boxes and regions are told in the images as they came.
     frame : Frame or None
         How an image lies on the patch grid; None: the grid is stretched over it.
+    model : str
+        SHA-256 of the model, see `Detector.digest`; "" for one with a scorer of your own.
+    time : str
+        When they were scored, ISO 8601 in UTC.
+    source : ImageSource or None
+        Where the images lie, for the pictures that a notebook shows; None for images in memory, which are not held.
+
+    Examples
+    --------
+    >>> scores = Scores(["a.png", "b.png"], np.array([1.0, 3.0]), np.array([0.7, 0.05]), np.array([False, True]),
+    ...     threshold=2.0, false_alarm_rate=0.05, guarantee_met=True, image_sizes=[(40, 60)] * 2)
+    >>> scores
+    Scores(2 images: 1 good, 1 alarm; threshold 2, false-alarm rate 0.05)
+    >>> [image.id for image in scores.alarms_only()], scores[0].verdict, scores.sort()[0].score
+    (['b.png'], 'good', 3.0)
     """
 
     ids: list[str]
@@ -111,6 +133,9 @@ class Scores:
     pixel_threshold: float | None = None
     usual_score: float = 0.0
     pixel_size: float | None = None
+    model: str = ""
+    time: str = ""
+    source: ImageSource | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for name in (entry.name for entry in fields(self)):
@@ -121,6 +146,77 @@ class Scores:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Scores({table.in_a_line(self)})"
+
+    def _repr_html_(self) -> str:
+        from anomalib_lite.plotting.notebook import as_html
+
+        return as_html(self, table.in_a_line(self))
+
+    @overload
+    def __getitem__(self, chosen: int) -> ScoredImage: ...
+    @overload
+    def __getitem__(self, chosen: slice | list[int] | np.ndarray) -> Scores: ...
+    def __getitem__(self, chosen: Any) -> ScoredImage | Scores:
+        """One image by its position, or `Scores` of a slice, of positions or of a mask bool (n,).
+
+        Raises
+        ------
+        IndexError
+            If there is no image at a position, or a mask is not as long as there are images.
+        TypeError
+            For anything else, such as an id.
+        """
+        found = picking.picked(chosen, len(self))
+        return self._image(found, self.verdicts) if isinstance(found, int) else self._at(found)
+
+    def __iter__(self) -> Iterator[ScoredImage]:
+        verdicts = self.verdicts
+        return (self._image(i, verdicts) for i in range(len(self)))
+
+    def sort(self, by: Order = "score") -> Scores:
+        """The same in another order: the highest score first, or the smallest p-value, or by id; ties as they were.
+
+        Raises
+        ------
+        ValueError
+            For an order that there is not.
+        """
+        return self._at(picking.order(self, by))
+
+    def alarms_only(self) -> Scores:
+        """Those that alarm."""
+        return self._at(np.flatnonzero(self.alarms))
+
+    def _image(self, i: int, verdicts: list[str]) -> ScoredImage:
+        return ScoredImage(
+            id=self.ids[i],
+            score=float(self.scores[i]),
+            p_value=float(self.p_values[i]),
+            verdict=verdicts[i],
+            note=self.notes.get(self.ids[i], ""),
+            size=self.image_sizes[i],
+            nearest=None if self.nearest is None else self.nearest[i],
+            whole_score=None if self.whole_scores is None else float(self.whole_scores[i]),
+            registered=None if self.poses is None else self.poses[i].found,
+            _scores=self,
+            _position=i,
+        )
+
+    def _at(self, rows: np.ndarray) -> Scores:
+        """The images at the positions (m,)."""
+        picked: dict[str, Any] = {}
+        for name in _OF_EACH:
+            value = getattr(self, name)
+            picked[name] = None if value is None else value[rows]
+        for name in _LISTED:
+            value = getattr(self, name)
+            picked[name] = None if value is None else [value[i] for i in rows.tolist()]
+        told = {*picked["ids"], *(entry.id for entry in self.unreadable)}
+        picked["notes"] = {image_id: note for image_id, note in self.notes.items() if image_id in told}
+        return replace(self, **picked)
 
     @property
     def verdicts(self) -> list[str]:
@@ -174,6 +270,7 @@ class Scores:
 
         Parameters
         ----------
+        i : position of the image
         min_area : in pixels, or square millimetres where the size of a pixel is known; smaller ones are left out
         max_regions : most that are told
 
@@ -195,7 +292,8 @@ class Scores:
     def _grid(self, i: int) -> np.ndarray:
         self.require_maps()
         assert self.patch_scores is not None
-        return self.patch_scores[i]
+        grid: np.ndarray = self.patch_scores[i]
+        return grid
 
     def _regions(self, i: int, min_area: float, max_regions: int | None) -> tuple[list[DefectRegion], np.ndarray]:
         grid, size = self._grid(i), self.image_sizes[i]
@@ -232,25 +330,6 @@ class Scores:
 
     def to_dict(self, *, min_area: float = 0.0, max_regions: int | None = None) -> dict[str, Any]:
         """Everything but the maps, JSON-able: one entry per image, with its `regions`, and the thresholds."""
-        images = []
-        for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
-            entry: dict[str, Any] = {
-                "id": image_id,
-                "score": float(self.scores[i]),
-                "p_value": float(self.p_values[i]),
-                "alarm": bool(self.alarms[i]),
-                "verdict": verdict,
-            }
-            if self.poses is not None:
-                entry["registered"] = self.poses[i].found
-            if self.whole_scores is not None:
-                entry["whole_score"] = float(self.whole_scores[i])
-            if self.nearest is not None:
-                entry["nearest"] = asdict(self.nearest[i])
-            if self.patch_scores is not None:
-                found = self.regions(i, min_area=min_area, max_regions=max_regions)
-                entry["regions"] = [region.to_dict() for region in found]
-            images.append(entry)
         return {
             "threshold": self.threshold,
             "pixel_threshold": self.pixel_threshold,
@@ -259,38 +338,69 @@ class Scores:
             "guarantee_met": self.guarantee_met,
             "look_again": self.look_again,
             "smallest_p_value": 1 / (self.calibration_groups + 1),
-            "images": images,
+            "model": self.model,
+            "time": self.time,
+            "images": [image.to_dict(min_area=min_area, max_regions=max_regions) for image in self],
             "unreadable": [asdict(entry) for entry in self.unreadable],
             "notes": dict(self.notes),
         }
 
-    def to_csv(self, path: str | os.PathLike[str], *, overlays: str | os.PathLike[str] | None = None) -> Path:
+    def to_csv(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        overlays: str | os.PathLike[str] | None = None,
+        decimal_comma: bool = False,
+    ) -> Path:
         """Write one line per image, unreadable ones included with their reason; returns the path.
 
-        `overlays`, the folder given to `save_overlays`, adds a column of the files that show each image's heat map.
+        Every line has the threshold, the false-alarm rate, the model's SHA-256 and the time too.
+
+        Parameters
+        ----------
+        path : path
+        overlays : path, optional
+            The folder given to `save_overlays`: adds a column of the files that show each image's heat map.
+        decimal_comma : bool
+            For spreadsheets of countries that write 0,5: with semicolons between cells and a mark of UTF-8 in front.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written; an older file is left as it was.
         """
-        shown: dict[str, Path] = {}
+        shown = None
         if overlays is not None:
             from anomalib_lite.plotting.picture_folder import picture_folder
 
             shown = {image_id: Path(overlays, name) for name, image_id in picture_folder(overlays).items()}
-        lines = [["id", "score", "p_value", "alarm", "verdict", "unreadable", "overlay"]]
-        for i, (image_id, verdict) in enumerate(zip(self.ids, self.verdicts, strict=True)):
-            row = [f"{self.scores[i]:.6g}", f"{self.p_values[i]:.6g}", str(int(self.alarms[i])), verdict, ""]
-            lines.append([as_text(image_id), *row, as_text(os.fspath(shown.get(image_id, "")))])
-        lines += [[as_text(entry.id), "", "", "", NO_VERDICT, as_text(entry.reason), ""] for entry in self.unreadable]
-        if overlays is None:
-            lines = [line[:-1] for line in lines]
-        return write_csv(path, lines)
+        return table.to_csv(self, path, shown, decimal_comma=decimal_comma)
+
+    def to_frame(self) -> Any:
+        """The table of `to_csv` as a pandas.DataFrame; unreadable images have no score, and alarm is missing.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed, which nothing else needs.
+        """
+        return table.to_frame(self)
 
     def regions_to_csv(
-        self, path: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        min_area: float = 0.0,
+        max_regions: int | None = None,
+        decimal_comma: bool = False,
     ) -> Path:
-        """Write one line per region of every image (see `regions`); returns the path."""
+        """Write one line per region of every image (see `regions`, and `to_csv`); returns the path."""
         from anomalib_lite.plotting import region_files
 
         self.require_maps()
-        return region_files.regions_to_csv(self, path, min_area=min_area, max_regions=max_regions)
+        return region_files.regions_to_csv(
+            self, path, min_area=min_area, max_regions=max_regions, decimal_comma=decimal_comma
+        )
 
     def to_coco(self, path: str | os.PathLike[str], *, min_area: float = 0.0, max_regions: int | None = None) -> Path:
         """Write the regions as annotations of a COCO file, of the one category "defect"; returns the path.

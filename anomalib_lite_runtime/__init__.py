@@ -4,8 +4,8 @@
 >>> load("model.onnx").score("part.png").verdict        # doctest: +SKIP
 'good'
 
-`decoding.py` and `reading.py` are those of the library, to the letter but for the imports, so that a picture is read as
-it is there.
+`decoding.py`, `reading.py` and `regions.py` are those of the library, to the letter but for the imports, so that a
+picture is read, and defects are outlined, as there.
 """
 
 from anomalib_lite_runtime.model import Model, ModelError, Result, load

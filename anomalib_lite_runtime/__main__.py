@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         model = load(given.model, threads=given.threads)
-        results = model.score_all(listed(given.images))
+        results = model.score_all(listed(given.images), regions=given.json)
         if given.csv is not None:
             write_csv(given.csv, results)
     except (ValueError, OSError, ImportError) as error:

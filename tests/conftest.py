@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from browser import launched
 
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.machine.memory import peak_rss_mb
@@ -45,6 +46,12 @@ def real_data():
 def real_weights():
     """The folder that holds weights of torchvision's networks."""
     return _beside_the_checkout("weights", "ANOMALIB_LITE_WEIGHTS")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 import csv
 import importlib.metadata
 import json
+import re
 import shutil
 
 import pytest
@@ -127,7 +128,9 @@ class TestFitAndScore:
         result = json.loads(out)
         assert code == 0
         assert [entry["id"] for entry in result["images"]] == ["000.png", "001.png", "002.png"]
-        assert result == json.loads(json.dumps(Detector.load(model).score(data.test.root / "color").to_dict()))
+        expected = Detector.load(model).score(data.test.root / "color").to_dict()
+        assert result == json.loads(json.dumps({**expected, "time": result["time"]}))
+        assert result["model"] == Detector.load(model).digest
 
     def test_score_writes_csv_and_overlays(self, run, model, data, tmp_path):
         table, maps = tmp_path / "scores.csv", tmp_path / "maps"
@@ -136,6 +139,14 @@ class TestFitAndScore:
         with table.open(newline="") as file:
             assert [row["id"] for row in csv.DictReader(file)] == ["000.png", "001.png", "002.png"]
         assert sorted(path.name for path in maps.glob("*.png")) == ["000.png.png", "001.png.png", "002.png.png"]
+
+    def test_score_writes_csv_for_spreadsheets_that_write_a_comma(self, run, model, data, tmp_path):
+        files = [tmp_path / name for name in ("scores.csv", "regions.csv")]
+        given = ("--csv", files[0], "--regions", files[1], "--decimal-comma")
+        assert run("score", model, data.test.root / "color", *given)[0] == 0
+        for file in files:
+            assert file.read_bytes().startswith(b"\xef\xbb\xbfid;")
+        assert re.search(r"^000\.png;\d+,\d+;", files[0].read_text(encoding="utf-8"), re.MULTILINE)
 
     def test_score_takes_several_files_and_folders(self, run, model, data, tmp_path):
         files = [data.test.root / "good" / "000.png", data.test.root / "color"]
@@ -346,7 +357,7 @@ class TestDefaults:
 
         monkeypatch.setattr("anomalib_lite.detector.Detector", Spy)
         code, _, _ = run("fit", data.test.root / "color", "-o", data.root.parent / "model.safetensors")
-        assert (code, given) == (0, [{"progress": False}])
+        assert (code, given) == (0, [{}])
 
 
 def test_names_that_are_no_text_are_shown(run, model, data, tmp_path):

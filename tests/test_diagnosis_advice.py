@@ -158,3 +158,9 @@ def test_says_what_the_images_do_not_differ_in():
     advice = diagnose(images, image_size=64).advice()
     assert "Contrast" in advice or "contrast" in advice
     assert "variations=Variations(" in advice
+
+
+def test_says_what_it_is_in_a_line(found):
+    told = repr(found)
+    assert told.startswith(f"Diagnosis({found.n_images} images: 1 unlike all others, 1 near-duplicate pair")
+    assert "\n" not in told

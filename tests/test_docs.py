@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.M | re.S)
+FIGURE = re.compile(r"!\[([^\]]*)\]\(([^)]*)\)|<img\b[^>]*>")
 LINK = re.compile(r"\]\((?!https?:|#)([^)#]+)")
 
 
@@ -50,3 +51,16 @@ def test_every_page_is_in_the_menu():
     menu = (ROOT / "mkdocs.yml").read_text()
     for page in PAGES:
         assert page.relative_to(ROOT / "docs").as_posix() in menu
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=lambda page: page.stem)
+def test_figures_say_what_they_show_and_are_small(page):
+    for figure in FIGURE.finditer(page.read_text(encoding="utf-8")):
+        assert len((figure[1] or "").split()) >= 4, f"{figure[0]}: what does it show, in words?"
+        if figure[2].startswith(("pictures/gallery_", "../pictures/gallery_")):
+            assert (page.parent / figure[2]).stat().st_size < 60_000
+
+
+def test_every_picture_is_shown():
+    shown = {Path(figure[2]).name for page in PAGES for figure in FIGURE.finditer(page.read_text(encoding="utf-8"))}
+    assert {path.name for path in (ROOT / "docs" / "pictures").iterdir()} == shown

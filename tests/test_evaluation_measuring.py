@@ -120,6 +120,11 @@ class TestEvaluate:
             assert getattr(evaluation, name) == getattr(own, name)
         assert evaluation.false_alarm_rate_target == 0.1
 
+    def test_says_what_it_is_in_a_line(self, evaluation):
+        told = repr(evaluation)
+        assert told.startswith("Evaluation(6 good and 12 defective images: recall ")
+        assert f"at 10 % promised, image AUROC {evaluation.image_auroc:.4f}, pixel AUROC " in told
+
     def test_reads_as_text(self, evaluation):
         text = evaluation.to_text()
         lines = text.splitlines()

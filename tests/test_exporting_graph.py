@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from anomalib_lite import Detector
-from anomalib_lite.exporting import writing
+from anomalib_lite.exporting import integers, network, searching, writing
 from anomalib_lite.exporting.building import build
 from anomalib_lite.exporting.checking import ExportMismatchError, compare, drawn_images
 from anomalib_lite.exporting.graph import Graph, UnsupportedOpsetError, i64
@@ -12,6 +12,7 @@ from anomalib_lite.exporting.resizing import resized
 from anomalib_lite.exporting.writing import by_onnxruntime, export
 from anomalib_lite.images.framing import resize
 from anomalib_lite.images.synthetic import render_part
+from anomalib_lite.machine.integers import onednn_fault
 from anomalib_lite.scoring import KNNScorer
 
 onnx = pytest.importorskip("onnx", reason="the extra [export] is not installed")
@@ -28,22 +29,34 @@ def detector():
     return Detector(**SMALL, false_alarm_rate=0.2).fit(parts(10))
 
 
+def session(g, inputs, outputs):
+    """What runs a graph, given examples of its inputs (of any size) and the types of its outputs."""
+    helper = onnx.helper
+    graph = helper.make_graph(
+        g.nodes,
+        "tried",
+        [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(given.dtype), [None] * given.ndim)
+            for name, given in inputs.items()
+        ],
+        [helper.make_tensor_value_info(name, kind, None) for name, kind in outputs.items()],
+        initializer=[onnx.numpy_helper.from_array(values, name) for name, values in g.constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    return ort.InferenceSession(model.SerializeToString())
+
+
+def run_graph(g, inputs, outputs):
+    return session(g, inputs, outputs).run(None, inputs)
+
+
 def resizing(target):
     g = Graph(18)
     shape = g("Shape", "image")
     size = tuple(g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))
     places = [g.constant(i64(np.arange(side))) for side in target]
     found = resized(g, "image", size, tuple(g.constant(i64(side)) for side in target), places)
-    helper, numpy_helper, TensorProto = onnx.helper, onnx.numpy_helper, onnx.TensorProto
-    graph = helper.make_graph(
-        [*g.nodes, helper.make_node("Identity", [found], ["out"])],
-        "resizing",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, ["h", "w", 3])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)],
-        initializer=[numpy_helper.from_array(values, name) for name, values in g.constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    return ort.InferenceSession(model.SerializeToString())
+    return session(g, {"image": np.zeros((1, 1, 3), np.uint8)}, {found: onnx.TensorProto.FLOAT})
 
 
 class TestResizing:
@@ -54,6 +67,27 @@ class TestResizing:
         for size in sizes:
             pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
             np.testing.assert_array_equal(session.run(None, {"image": pixels})[0], resize(pixels, target), str(size))
+
+
+class TestSearching:
+    @pytest.mark.parametrize("spread", [1.0, 0.03], ids=["far apart", "nearly tied"])
+    def test_a_short_list_of_integers_loses_no_neighbour(self, spread):
+        """Rows in clusters: where their members are nearly tied, integers leave a doubt about every query."""
+        rng = np.random.default_rng(0)
+        centres = rng.normal(size=(40, 24))
+        bank, queries = (
+            (centres[rng.integers(0, 40, n)] + spread * rng.normal(size=(n, 24))).astype(np.float32)
+            for n in (1500, 200)
+        )
+        queries[0] = bank[7]
+        g = Graph(18)
+        halves = (bank.astype(np.float64) ** 2).sum(axis=1) / 2
+        distances, which = searching._nearest_by_integers(g, "queries", bank, halves.astype(np.float32), 3)
+        kinds = {distances: onnx.TensorProto.FLOAT, which: onnx.TensorProto.INT64}
+        found = run_graph(g, {"queries": queries}, kinds)
+        apart = np.linalg.norm(queries[:, None].astype(np.float64) - bank, axis=2)
+        np.testing.assert_allclose(found[0], np.sort(apart, axis=1)[:, :3], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(np.take_along_axis(apart, found[1], axis=1), found[0], rtol=1e-5, atol=1e-6)
 
 
 class TestTheGraph:
@@ -81,6 +115,25 @@ class TestTheGraph:
         assert check.score < 1e-5
         assert check.anomaly_map < 1e-4
         assert check.images >= 4
+
+    @pytest.mark.parametrize("exact", [True, False])
+    @pytest.mark.parametrize("settings", [{}, {"backbone": "resnet18", "weights": "random", "level": "both"}], ids=str)
+    def test_integers_are_computed_as_such(self, monkeypatch, settings, exact):
+        """By signed weights and, where their sums are not exact, by unsigned ones."""
+        fitted = Detector(**{**SMALL, "dtype": "int8", "engine": "reference"} | settings).fit(parts(6))
+        monkeypatch.setattr(network, "sums_are_exact", lambda g, pixels: g.constant(np.asarray(exact)))
+        model = build(fitted.fitted_, fitted.embedder, digest="")
+        (choice,) = [node for node in model.graph.node if node.op_type == "If" and len(node.output) < 3][-1:]
+        inside = [node.op_type for branch in choice.attribute for node in branch.g.node]
+        assert inside.count("MatMulInteger") > 10
+        run = by_onnxruntime(model.SerializeToString())
+        assert compare(run, fitted.fitted_, fitted.embedder, drawn_images(fitted.embedder.frame)).score < 1e-5
+
+    def test_sums_of_integers_are_exact_here(self):
+        g = Graph(18)
+        exact = integers.sums_are_exact(g, "pixels")
+        found = run_graph(g, {"pixels": np.zeros((4, 5, 3), np.uint8)}, {exact: onnx.TensorProto.BOOL})
+        assert found[0] == (not onednn_fault())
 
     def test_windows_are_seen_one_after_another(self):
         from dataclasses import replace

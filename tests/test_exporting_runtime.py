@@ -54,11 +54,64 @@ def pictures(tmp_path_factory):
     return folder
 
 
-def test_reading_is_the_librarys():
-    for name in ("decoding", "reading"):
-        library = (ROOT / "anomalib_lite" / "images" / f"{name}.py").read_text(encoding="utf-8")
-        own = (ROOT / "anomalib_lite_runtime" / f"{name}.py").read_text(encoding="utf-8")
-        assert own == library.replace("anomalib_lite.images.", "anomalib_lite_runtime."), f"copy {name}.py again"
+COPIES = ("images/decoding.py", "images/reading.py", "locating/regions.py")
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_copies_are_the_librarys(name):
+    library = (ROOT / "anomalib_lite" / name).read_text(encoding="utf-8")
+    own = (ROOT / "anomalib_lite_runtime" / Path(name).name).read_text(encoding="utf-8")
+    assert own == library.replace("anomalib_lite.images.", "anomalib_lite_runtime."), f"copy {name} again"
+
+
+def flattened(told, at=""):
+    """What a JSON object holds: by path, numbers apart from the rest."""
+    inside = told.items() if isinstance(told, dict) else enumerate(told) if isinstance(told, list | tuple) else None
+    if inside is None:
+        return {at: told}
+    return {path: value for key, part in inside for path, value in flattened(part, f"{at}/{key}").items()}
+
+
+def assert_same_json(found, expected):
+    found, expected = (flattened(json.loads(json.dumps(told))) for told in (found, expected))
+    assert list(found) == list(expected)
+    numbers = [path for path, value in expected.items() if type(value) is float]
+    assert {path: found[path] for path in found if path not in numbers} == {
+        path: expected[path] for path in expected if path not in numbers
+    }
+    np.testing.assert_allclose([found[p] for p in numbers], [expected[p] for p in numbers], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [{}, {"roi": (0.1, 0.1, 0.9, 0.9), "pixel_size": 0.2}], ids=str)
+def test_json_has_the_regions_of_the_library(synthetic_set, tmp_path, settings):
+    from anomalib_lite_runtime.__main__ import listed
+
+    detector = Detector(image_size=128, bank_size=2000, dtype="float32", device="cpu", false_alarm_rate=0.1, **settings)
+    detector.fit(synthetic_set / "train" / "good")
+    export(detector, tmp_path / "model.onnx")
+    expected = detector.score(synthetic_set / "test").to_dict()
+    model = runtime.load(tmp_path / "model.onnx")
+    found = model.to_dict(model.score_all(listed([synthetic_set / "test"])))
+    assert sum(len(image["regions"]) for image in expected["images"]) > 3
+    assert_same_json(found, expected)
+
+
+def test_regions_of_large_pictures_are_found_in_smaller_maps(exported, monkeypatch):
+    from anomalib_lite import results
+    from anomalib_lite_runtime import model as module
+
+    detector, path = exported
+    picture = parts(1, 300)[0]
+    picture[40:90, 180:220] = 255 - picture[40:90, 180:220]
+    for room in (results, module):
+        monkeypatch.setattr(room, "_MAP_PIXELS", 90 * 90)
+    scores = detector.score([picture])
+    model = runtime.load(path)
+    for result in (model.score(picture), model.score(picture, anomaly_map=True)):
+        assert_same_json([region.to_dict() for region in result.regions], [r.to_dict() for r in scores.regions(0)])
+        assert result.regions
+    assert result.anomaly_map.shape == (300, 300)
+    assert model.score(picture, regions=False).regions is None
 
 
 def test_rows_are_those_of_the_library(exported, pictures, tmp_path):
@@ -68,15 +121,8 @@ def test_rows_are_those_of_the_library(exported, pictures, tmp_path):
     scores = detector.score(pictures)
     model = runtime.load(path)
     results = model.score_all(listed([pictures]))
-    expected = scores.to_dict()
     found = model.to_dict(results)
-    for entry in expected["images"]:
-        entry.pop("regions")
-    numbers = [
-        [(one.pop("score"), one["nearest"].pop("distance")) for one in told["images"]] for told in (expected, found)
-    ]
-    np.testing.assert_allclose(*numbers, rtol=1e-4)
-    assert json.loads(json.dumps(found)) == json.loads(json.dumps(expected))
+    assert_same_json(found, scores.to_dict())
     assert len(found["unreadable"]) == 2
     scores.to_csv(tmp_path / "library.csv")
     write_csv(tmp_path / "own.csv", results)

@@ -73,10 +73,17 @@ class TestAlarm:
 
     def test_says_what_to_do(self):
         text = watch(np.full(100, 0.01), 99).explain()
-        assert "more than about 15 % are defective" in text
+        assert "more than 15 % of defects explain" in text
         assert "`recalibrate` with fresh good images" in text
         assert "15 %" not in watch(np.full(100, 0.01), 99, tolerated_defects=0).explain()
         assert "No drift in 0 pictures" in DriftMonitor(100).explain()
+
+    @pytest.mark.parametrize("tolerated", [0.0, 0.15])
+    def test_many_defects_are_no_reason_for_another_fit(self, tolerated):
+        """An operator whose parts are bad is sent to the pictures, and learns no defect into the detector."""
+        text = watch(np.full(100, 0.01), 99, tolerated_defects=tolerated).explain()
+        assert "fit again" not in text
+        assert text.index("If they are") < text.index("`recalibrate` with fresh good images")
 
     def test_too_few_calibration_images_tell_nothing_and_say_so(self):
         monitor = watch(np.full(100, 0.5), 1)

@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from anomalib_lite.evaluation.measuring import evaluate
 from anomalib_lite.images import objects
 from anomalib_lite.images.loading import UnreadableImage, guess_value_range, load
+from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.reading import Reading, UnreadableImageError
 from anomalib_lite.images.sources import open_source
 
@@ -207,6 +209,84 @@ class TestTries:
         with pytest.raises(UnreadableImageError, match="forbidden"):
             source.read(1)
         assert self.pauses == []
+
+
+def put_set(files, folder, path):
+    """Copy a data set into a store."""
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            files.pipe(f"{path}/{file.relative_to(folder).as_posix()}", file.read_bytes())
+
+
+class TestMVTecLayout:
+    @pytest.fixture
+    def stored(self, synthetic_set):
+        files = fsspec.filesystem("memory")
+        put_set(files, synthetic_set, "/sets/nut")
+        yield files
+        files.rm("/sets", recursive=True)
+
+    def test_a_set_is_what_it_is_on_a_disk(self, synthetic_set, stored):
+        local, there = open_mvtec(synthetic_set), open_mvtec("memory://sets/nut")
+        assert there.name == "nut"
+        assert (there.train.ids, there.test.ids, there.kinds) == (local.train.ids, local.test.ids, local.kinds)
+        assert there.labels.tolist() == local.labels.tolist()
+        assert there.has_mask.all()
+        assert there.pairing_problems == []
+        for i in range(0, len(local.test), 5):
+            np.testing.assert_array_equal(there.test.read(i), local.test.read(i))
+            np.testing.assert_array_equal(there.read_mask(i), local.read_mask(i))
+            np.testing.assert_array_equal(there.read_mask(i, (9, 7)), local.read_mask(i, (9, 7)))
+
+    def test_an_archive(self, synthetic_set, tmp_path):
+        shutil.make_archive(tmp_path / "sets", "zip", synthetic_set.parent, synthetic_set.name)
+        there = open_mvtec(f"zip://{synthetic_set.name}::{tmp_path / 'sets.zip'}")
+        assert there.name == synthetic_set.name
+        assert there.test.ids == open_mvtec(synthetic_set).test.ids
+        shutil.make_archive(tmp_path / "nut", "zip", synthetic_set)
+        assert len(open_mvtec(f"zip://::{tmp_path / 'nut.zip'}").train) == len(there.train)
+
+    def test_evaluated_as_on_a_disk(self, synthetic_set, stored):
+        small = {"image_size": 64, "bank_size": 100, "dtype": "float32", "false_alarm_rate": 0.1}
+        local, there = (evaluate(one, **small).to_dict() for one in (synthetic_set, "memory://sets/nut"))
+        for key in ("image_auroc", "pixel_auroc", "aupro", "n_masks", "threshold", "per_defect"):
+            assert there[key] == local[key] is not None
+
+    def test_what_is_left_over_and_broken_masks(self, stored):
+        kind, name = open_mvtec("memory://sets/nut").test.ids[-1].split("/")
+        stem = name.removesuffix(".png")
+        stored.pipe(f"/sets/nut/ground_truth/{kind}/{stem}_mask.png", b"no image")
+        stored.pipe("/sets/nut/test/stray.png", png())
+        stored.pipe("/sets/nut/ground_truth/scratch/999_mask.png", png())
+        there = open_mvtec("memory://sets/nut")
+        assert there.pairing_problems == [
+            "test/stray.png: not in the folder of a kind, left out",
+            "ground_truth/scratch/999_mask.png: no image test/scratch/999.*",
+        ]
+        with pytest.raises(UnreadableImageError, match=rf"^memory://sets/nut/ground_truth/{kind}/{stem}_mask\.png: "):
+            there.read_mask(len(there.test) - 1)
+
+    def test_several_folders_of_good_ones(self, stored):
+        stored.pipe("/sets/nut/train/OK/9.png", png())
+        there = open_mvtec("memory://sets/nut")
+        assert there.train.ids[:2] == ["OK/9.png", "good/000.png"]
+        assert there.train.read(0).shape == (6, 8, 3)
+
+    def test_another_layout(self, stored):
+        with pytest.raises(
+            FileNotFoundError, match=r"(?s)memory://sets: no train/good.*found nut/.*instance memory://sets/nut$"
+        ):
+            open_mvtec("memory://sets")
+        with pytest.raises(FileNotFoundError, match="memory://gone: no such object or folder; check the address"):
+            open_mvtec("memory://gone")
+
+    def test_s3(self, synthetic_set, bucket):
+        put_set(bucket, synthetic_set, "parts/nut")
+        there = open_mvtec("s3://parts/nut")
+        local = open_mvtec(synthetic_set)
+        assert there.test.ids == local.test.ids
+        np.testing.assert_array_equal(there.train.read(3), local.train.read(3))
+        np.testing.assert_array_equal(there.read_mask(len(there.test) - 1), local.read_mask(len(there.test) - 1))
 
 
 class TestProtocols:

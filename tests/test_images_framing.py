@@ -1,6 +1,6 @@
 """Proportions: pictures of any shape, seen as they are, by one frame that the training pictures chose."""
 
-import base64
+import io
 import json
 import tracemalloc
 
@@ -169,12 +169,11 @@ class TestDetector:
         assert peak < 32 * found.nbytes
 
     def test_a_report_paints_such_a_picture_in_its_own_place(self, detector):
-        from anomalib_lite.report.page import Thumbnails, _data
+        from anomalib_lite.report.pictures import heat_maps
 
-        source = Thumbnails(open_source([strip(98, (64, 64), defect_at=(20, 44))]))
-        page = _data(detector.score(source), source, {})
-        rows, columns = page["grid"]
-        heat = np.frombuffer(base64.b64decode(page["images"][0]["map"]), np.uint8).reshape(rows, columns)
+        (content,) = heat_maps(detector.score([strip(98, (64, 64), defect_at=(20, 44))]))
+        heat = np.array(Image.open(io.BytesIO(content)))  # places in the palette, which rise with the score
+        rows, columns = heat.shape
         y, x = np.argwhere(heat == heat.max()).mean(axis=0) + 0.5
         assert abs(64 * y / rows - 20) < 10
         assert abs(64 * x / columns - 44) < 10

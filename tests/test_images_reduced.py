@@ -9,8 +9,9 @@ from PIL import Image
 from anomalib_lite import Detector
 from anomalib_lite.images.framing import resize
 from anomalib_lite.images.loading import UnreadableImage, load
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.reading import Reading, read_image
-from anomalib_lite.images.sources import FolderSource, ListSource, open_source
+from anomalib_lite.images.sources import open_source
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.report.page import Thumbnails
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from anomalib_lite.images.local import ListSource
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import ListSource, open_source
+from anomalib_lite.images.sources import open_source
 from anomalib_lite.images.spread import Range, Spread, measured_spread
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.images.variations import Variations

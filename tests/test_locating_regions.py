@@ -1,6 +1,7 @@
 """Regions: defects with an outline, at a threshold from good images alone."""
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from anomalib_lite import Detector
+from anomalib_lite.locating import regions as regions_room
 from anomalib_lite.locating.regions import find_regions
 
 SMALL = {"image_size": 128, "dtype": "float32", "workers": 0, "bank_size": 800, "false_alarm_rate": 0.1}
@@ -105,6 +107,40 @@ class TestFinding:
         assert region.peak_at == (405.0, 305.0)
         assert region.area == pytest.approx(100 * (labels > 0).sum())
         assert region.area_mm2 == pytest.approx(region.area * 0.01)
+
+
+class TestByNumpyAlone:
+    """What the runner without torch, scipy and matplotlib has to do as well, against those who do it best."""
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_is_what_scipy_and_matplotlib_find(self, seed):
+        contourpy = pytest.importorskip("contourpy", reason="comes with matplotlib")
+        ndimage = pytest.importorskip("scipy.ndimage")
+        rng = np.random.default_rng(seed)
+        size = rng.integers(1, 40, 2)
+        values = ndimage.gaussian_filter(rng.normal(size=size), rng.choice([0.3, 1.0, 2.0])).astype(np.float32)
+        for reach in (0, 1, 5, 60):
+            for axis, window in enumerate([(2 * reach + 1, 1), (1, 2 * reach + 1)]):
+                expected = ndimage.maximum_filter(values, window)
+                np.testing.assert_array_equal(regions_room._highest(values, reach, axis), expected)
+        mask = values > np.quantile(values, rng.uniform(0.1, 0.9))
+        labels, boxes = regions_room._labelled(mask)
+        expected, count = ndimage.label(mask)
+        np.testing.assert_array_equal(labels, expected)
+        assert boxes == ndimage.find_objects(expected)
+        assert len(boxes) == count
+        for number, box in enumerate(boxes, start=1):
+            inside = labels[box] == number
+            rings = regions_room._outline(inside, (0, 0), (1.0, 1.0))
+            lines = contourpy.contour_generator(z=np.pad(inside, 1).astype(np.float32)).lines(0.5)
+            assert sides(rings) == sides([line - 0.5 for line in lines])
+
+
+def sides(rings):
+    """The sides of closed rings, whatever corner they start from and whichever way they go."""
+    corners = [[tuple(corner) for corner in np.round(ring, 1).tolist()] for ring in rings]
+    assert all(ring[0] == ring[-1] for ring in corners)
+    return {frozenset(pair) for ring in corners for pair in itertools.pairwise(ring)}
 
 
 class TestScores:

@@ -7,8 +7,8 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
-from anomalib_lite.images.sources import ListSource
-from anomalib_lite.plotting.overlays import contact_sheet, overlay
+from anomalib_lite.images.local import ListSource
+from anomalib_lite.plotting.overlays import contact_sheet, heat_layer, overlay
 from anomalib_lite.results import Scores
 
 
@@ -67,9 +67,28 @@ class TestOverlay:
         heat = np.random.default_rng(1).normal(6, 4, (600, 30)).astype(np.float32)  # more rows than are painted at once
         pixels = np.random.default_rng(2).integers(0, 256, (600, 30, 3), dtype=np.uint8)
         share = np.clip((heat - 2) / 8, 0, 1)[..., None]
-        opacity = 0.65 * np.sqrt(share)
+        rise = np.clip((share - 0.2) / 0.35, 0, 1)
+        opacity = 0.65 * (3 * rise**2 - 2 * rise**3)
         expected = pixels * (1 - opacity) + 255 * colormaps["inferno"](share[..., 0])[..., :3] * opacity
-        assert overlay(pixels, heat, (2, 10)) == pytest.approx(expected, abs=3)
+        step = np.abs(np.diff(colormaps["inferno"](np.arange(256))[:, :3], axis=0)).max()  # of the table of colours
+        assert overlay(pixels, heat, (2, 10)) == pytest.approx(expected, abs=0.65 * 255 * step + 0.5)
+
+    def test_white_ground_stays_white(self):
+        """A good part on white paper: up to 0.8 of the threshold, a third of the scale, nothing is painted."""
+        white, threshold = np.full((9, 9, 3), 255, np.uint8), 3.0
+        heat = np.linspace(0, 0.8 * threshold, 81).reshape(9, 9)
+        assert np.array_equal(overlay(white, heat, (0.5 * threshold, 2 * threshold)), white)
+        assert (overlay(white, np.full((9, 9), threshold), (0.5 * threshold, 2 * threshold)) < 250).any(axis=2).all()
+
+    def test_a_layer_over_a_picture_is_the_overlay(self, tmp_path):
+        heat = np.random.default_rng(1).normal(6, 4, (20, 30))
+        looked_at = np.ones((20, 30), dtype=bool)
+        looked_at[:, :5] = False
+        heat_layer(heat, (2, 10), looked_at).save(tmp_path / "layer.png")
+        layer = np.array(Image.open(tmp_path / "layer.png").convert("RGBA"), dtype=float)
+        opacity = layer[..., 3:] / 255
+        laid = self.pixels * (1 - opacity) + layer[..., :3] * opacity
+        assert laid == pytest.approx(overlay(self.pixels, heat, (2, 10), looked_at).astype(float), abs=5)
 
     def test_takes_a_scale_without_width(self):
         assert np.array_equal(overlay(self.pixels, np.zeros((20, 30)), (0, 0)), self.pixels)

@@ -15,8 +15,8 @@ from anomalib_lite.diagnosis import map_figure as maps
 from anomalib_lite.diagnosis import statistics as diagnostics
 from anomalib_lite.diagnosis.projection import EmbeddingMap
 from anomalib_lite.fitted.core import Nearest
+from anomalib_lite.images.local import ListSource
 from anomalib_lite.images.mvtec import open_mvtec
-from anomalib_lite.images.sources import ListSource
 from anomalib_lite.plotting import curves, overlays, retrieval
 from anomalib_lite.plotting.style import GOOD, new_figure, shortened
 from anomalib_lite.results import Scores

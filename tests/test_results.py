@@ -1,6 +1,9 @@
+import base64
 import csv
 import dataclasses
+import io
 import json
+import re
 import sys
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +16,7 @@ from scipy.ndimage import gaussian_filter
 
 from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.loading import UnreadableImage
-from anomalib_lite.images.sources import ListSource
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.results import Scores
 
 
@@ -42,8 +45,12 @@ def read_csv(path):
 
 class TestCSV:
     def test_has_a_line_per_image(self, tmp_path):
-        rows = read_csv(make_scores().to_csv(tmp_path / "scores.csv"))
-        assert list(rows[0]) == ["id", "score", "p_value", "alarm", "verdict", "unreadable"]
+        scores = make_scores(model="cafe", time="2026-11-28T06:00:00+00:00")
+        rows = read_csv(scores.to_csv(tmp_path / "scores.csv"))
+        assert list(rows[0]) == [
+            *("id", "score", "p_value", "alarm", "verdict", "unreadable"),
+            *("threshold", "false_alarm_rate", "model", "time"),
+        ]
         assert [row["id"] for row in rows] == ["good/a.png", "bad/b.png", "bad/c.png", "bad/d.png"]
         assert [float(row["score"]) for row in rows[:3]] == [1.0, 2.0, 3.0]
         assert [float(row["p_value"]) for row in rows[:3]] == pytest.approx([0.9, 0.455, 0.01])
@@ -55,7 +62,16 @@ class TestCSV:
             "alarm": "",
             "verdict": "no verdict",
             "unreadable": "d.png: empty (0 bytes)",
+            "threshold": "2.5",
+            "false_alarm_rate": "0.05",
+            "model": "cafe",
+            "time": "2026-11-28T06:00:00+00:00",
         }
+
+    def test_for_spreadsheets_that_write_a_comma(self, tmp_path):
+        content = make_scores().to_csv(tmp_path / "scores.csv", decimal_comma=True).read_bytes()
+        assert content.startswith(b"\xef\xbb\xbfid;score;p_value;")
+        assert b"\r\nbad/b.png;2;0,455;0;good;;2,5;0,05;" in content
 
     @pytest.mark.parametrize(
         "start",
@@ -104,7 +120,7 @@ class TestCSV:
         """What fails half-way leaves the table of yesterday."""
         path = make_scores().to_csv(tmp_path / "scores.csv")
         before = path.read_bytes()
-        broken = make_scores(unreadable=[UnreadableImage(3, "x", None)])
+        broken = make_scores(unreadable=[UnreadableImage(3, "x", 3)])
         with pytest.raises(TypeError):
             broken.to_csv(path)
         assert path.read_bytes() == before
@@ -143,10 +159,10 @@ class TestDict:
         }
         assert result["unreadable"] == [{"index": 3, "id": "bad/d.png", "reason": "d.png: empty (0 bytes)"}]
         # What is left out are the maps and what only drawings need.
-        told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes"}
+        told = {"threshold", "false_alarm_rate", "guarantee_met", "unreadable", "notes", "model", "time"}
         per_image = {"ids", "scores", "p_values", "alarms", "nearest"}
         verdicts = {"look_again", "calibration_groups"}  # the latter as the smallest p-value
-        maps = {"image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame", "usual_score"}
+        maps = {"source", "image_sizes", "patch_scores", "map_scale", "vectors", "reading", "frame", "usual_score"}
         if_asked = {"whole_scores", "poses"}  # levels and fixtures have tests of their own
         regions = {"pixel_threshold", "pixel_size"}
         assert {
@@ -391,3 +407,111 @@ class TestOverlaysOfWhatIsGone:
         listed = TestOverlays.manifest(tmp_path / "maps")
         assert set(listed["pictures"].values()) == {"a.png", "c.png"}
         assert list(listed["not_drawn"]) == ["b.png"]
+
+
+class TestOneOfThem:
+    def test_is_told_with_what_was_found_of_it(self):
+        scores = make_scores(notes={"bad/c.png": "first of 2 pages"}, pixel_threshold=0.9)
+        image = scores[2]
+        assert (image.id, image.score, image.p_value) == ("bad/c.png", 3.0, pytest.approx(0.01))
+        assert (image.verdict, image.alarm, image.note, image.size) == ("alarm", True, "first of 2 pages", (40, 60))
+        assert (scores[0].verdict, scores[0].alarm, scores[0].note) == ("good", False, "")
+        np.testing.assert_array_equal(image.anomaly_map(), scores.anomaly_map(2))
+        assert image.regions(max_regions=1) == scores.regions(2, max_regions=1)
+        assert image == scores[-1] == scores[np.int64(2)]
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            image.score = 0.0
+
+    def test_come_one_after_the_other(self):
+        scores = make_scores()
+        assert list(scores) == [scores[0], scores[1], scores[2]]
+
+    def test_there_are_so_many(self):
+        with pytest.raises(IndexError, match=r"scores\[3\]: there are 3 images"):
+            make_scores()[3]
+        with pytest.raises(TypeError, match=r"scores\['bad/c.png'\]: give a position"):
+            make_scores()["bad/c.png"]
+
+
+class TestSomeOfThem:
+    @pytest.mark.parametrize(
+        "chosen",
+        [slice(1, None), [1, 2], np.array([1, 2]), np.array([False, True, True]), [False, True, True]],
+        ids=["slice", "list", "array", "mask", "list mask"],
+    )
+    def test_are_scores_with_all_that_belongs_to_them(self, chosen):
+        nearest = [Nearest((0, 0, 1, 1), f"{i}.png", (0, 0, 1, 1), 0.5) for i in range(3)]
+        every = {"whole_scores": np.arange(3.0), "vectors": np.zeros((3, 2), np.float32), "nearest": nearest}
+        scores = make_scores(**every, notes={"good/a.png": "x", "bad/b.png": "y", "bad/d.png": "z"})
+        some = scores[chosen]
+        assert some.ids == ["bad/b.png", "bad/c.png"]
+        assert (some.scores.tolist(), some.whole_scores.tolist(), some.nearest) == ([2.0, 3.0], [1.0, 2.0], nearest[1:])
+        np.testing.assert_array_equal(some.anomaly_map(0), scores.anomaly_map(1))
+        assert some.notes == {"bad/b.png": "y", "bad/d.png": "z"}
+        assert some.unreadable == scores.unreadable
+        assert not some.scores.flags.writeable
+
+    def test_none_is_fine(self):
+        assert len(make_scores()[[]]) == len(make_scores()[:0]) == 0
+        with pytest.raises(IndexError):
+            make_scores()[np.array([True])]
+
+    def test_that_alarm(self):
+        assert make_scores().alarms_only().ids == ["bad/c.png"]
+
+    def test_in_another_order(self):
+        scores = make_scores()
+        assert scores.sort().ids == ["bad/c.png", "bad/b.png", "good/a.png"]
+        assert scores.sort("p_value").ids == ["bad/c.png", "bad/b.png", "good/a.png"]
+        assert scores.sort("id").ids == ["bad/b.png", "bad/c.png", "good/a.png"]
+        with pytest.raises(ValueError, match="by='name'; choose 'score', 'p_value' or 'id'"):
+            scores.sort("name")
+
+
+class TestInWords:
+    def test_say_how_many_got_which_verdict(self):
+        told = "Scores(3 images: 1 good, 1 look again, 1 alarm; 1 unreadable; threshold 2.5, false-alarm rate 0.05"
+        assert repr(make_scores(look_again=1.5)) == told + ")"
+        assert repr(make_scores(look_again=1.5, guarantee_met=False)) == told + ", which is not promised)"
+
+    def test_a_notebook_shows_the_worst_and_what_was_not_seen(self):
+        page = make_scores([f"{i:02d}.png" for i in range(12)])._repr_html_()
+        assert page.index("11.png") < page.index("10.png") < page.index("02.png")
+        assert "01.png" not in page
+        assert "and 2 more" in page
+        assert "empty (0 bytes)" in page
+
+    def test_a_notebook_shows_pictures_of_files_and_else_the_heat_map_alone(self, tmp_path):
+        for name in ("a.png", "b.png"):
+            Image.new("RGB", (60, 40), (0, 200, 0)).save(tmp_path / name)
+        scores = make_scores(["a.png", "b.png"], source=FolderSource(tmp_path), map_scale=(5.0, 10.0))  # unpainted
+        (tmp_path / "a.png").unlink()
+        page = scores._repr_html_()
+        (picture,) = re.findall('data:image/jpeg;base64,([^"]+)', page)
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
+        assert shown.shape == (96, 144, 3)
+        np.testing.assert_allclose(shown.reshape(-1, 3).mean(0), [0, 200, 0], atol=4)
+        assert "a.png: no such file" in page
+        assert make_scores()._repr_html_().count('<img alt="heat map of ') == 3
+        assert "<img" not in make_scores(patch_scores=None)._repr_html_()
+
+    def test_a_name_is_text_and_no_page(self):
+        page = make_scores(["<script>x</script>", "\udcff.png", "c"])._repr_html_()
+        assert "<script>" not in page
+        assert r"\udcff.png" in page
+        page.encode()
+
+
+class TestFrame:
+    def test_is_the_table_of_the_file(self, tmp_path):
+        pandas = pytest.importorskip("pandas")
+        frame = make_scores().to_frame()
+        assert list(frame.columns) == list(read_csv(make_scores().to_csv(tmp_path / "x.csv"))[0])
+        assert frame["score"].tolist()[:3] == [1.0, 2.0, 3.0]
+        assert frame["score"].isna().tolist() == frame["alarm"].isna().tolist() == [False, False, False, True]
+        assert isinstance(frame, pandas.DataFrame)
+
+    def test_without_pandas_names_the_way_out(self, monkeypatch):
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ImportError, match="pip install pandas; or take to_csv or to_dict"):
+            make_scores().to_frame()

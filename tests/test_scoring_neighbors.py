@@ -4,10 +4,11 @@ import pytest
 
 from anomalib_lite.machine.integers import onednn_fault
 from anomalib_lite.scoring import neighbors
+from anomalib_lite.scoring.blocks import BlockSearch
 from anomalib_lite.scoring.neighbors import NeighborIndex
 
 
-@pytest.fixture(params=["float32", "bfloat16", "int8", "faiss"])
+@pytest.fixture(params=["float32", "bfloat16", "int8", "faiss", "blocks"])
 def index_of(request):
     if request.param == "int8" and onednn_fault():
         pytest.skip(onednn_fault())
@@ -140,3 +141,19 @@ class TestSizes:
         for bank in (np.ones((0, 3)), np.ones(3)):
             with pytest.raises(ValueError, match="at least one row"):
                 NeighborIndex(bank)
+
+
+class TestBlocks:
+    def test_a_large_bank_in_clumps_is_cut_and_an_even_one_is_not(self, monkeypatch):
+        monkeypatch.setattr(neighbors, "FROM_ROWS", 1000)
+        even = np.random.default_rng(0).normal(size=(6000, 32)).astype(np.float32)
+        assert isinstance(NeighborIndex(clusters(6000, spread=0.02), device="cpu")._flat, BlockSearch)
+        assert not isinstance(NeighborIndex(even, device="cpu")._flat, BlockSearch)
+        assert BlockSearch(clusters(6000, spread=0.02)).share < 0.1 < BlockSearch(even).share
+
+    def test_far_queries_and_repeated_rows(self):
+        bank = np.repeat(clusters(700, spread=0.02), 3, axis=0)
+        queries = np.concatenate([bank[:50], clusters(50, spread=2, seed=1), bank[:20] + 100])
+        distances, _ = BlockSearch(bank).search(queries, 5)
+        np.testing.assert_allclose(distances, brute_force(queries, bank, 5)[0], rtol=1e-5, atol=1e-6)
+        assert (distances[:50, :3] == 0).all()

@@ -1,6 +1,5 @@
 """The page of the server in a real browser: a part alarms, is said to be good, is learnt, released and taken back."""
 
-import shutil
 import urllib.request
 
 import pytest
@@ -8,6 +7,7 @@ import pytest
 pytest.importorskip("fastapi", reason="fastapi, of the extra [serve], is not installed")
 pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+from browser import violations
 from playwright import sync_api
 from serving import encoded, part, running, small_detector, spoilt
 
@@ -15,19 +15,7 @@ from anomalib_lite.serving.access import Settings
 from anomalib_lite.serving.app import make_app
 from anomalib_lite.serving.server import open_lines
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 TOKEN = "a-token-of-some-length"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium is installed")
-    with sync_api.sync_playwright() as playwright:
-        options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -265,3 +253,25 @@ class TestPage:
             page.goto(address)
             sync_api.expect(page.locator("#name")).to_contain_text("<img src=x")
             assert page.title() == "anomalib_lite"
+
+    @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (390, "light")])
+    def test_axe_finds_nothing(self, opened, browser, width, scheme):
+        expect = sync_api.expect
+        page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        with running(make_app(*opened)) as address:
+            post(address, part(50), "good")
+            post(address, spoilt(51), "spoilt")
+            page.goto(address)
+            expect(page.locator("#beside-told")).to_contain_text("--good")
+            expect(page.locator("#rate-chart svg")).to_be_visible()
+            assert violations(page) == []
+            page.keyboard.press("z")
+            expect(page.locator("#lines path").first).to_be_attached()
+            assert violations(page) == []
+        page.close()
+
+    def test_axe_finds_nothing_where_a_token_is_asked_for(self, opened, page):
+        with running(make_app(*opened, Settings(tokens={TOKEN: "line"}))) as address:
+            page.goto(address)
+            sync_api.expect(page.locator("#login")).to_be_visible()
+            assert violations(page) == []

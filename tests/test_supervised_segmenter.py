@@ -52,7 +52,7 @@ def fitted(spots, parts):
 
 
 def held_out(images, parts):
-    from anomalib_lite.images.sources import FolderSource
+    from anomalib_lite.images.local import FolderSource
 
     return FolderSource(images.root, [images.ids[i] for i in parts.test])
 

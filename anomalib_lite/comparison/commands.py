@@ -49,8 +49,12 @@ def compare(
     """Put supervised models and detectors on the same held-out half of a labelled folder."""
     from anomalib_lite.comparison.comparing import compare as run
     from anomalib_lite.embedding.weights import weights_in
+    from anomalib_lite.files.atomic import saved_in
     from anomalib_lite.supervised.labelled import open_labelled
 
+    for folder in (output, checkpoints):
+        if folder is not None:
+            saved_in(folder)
     images = open_labelled(dataset, good=good)
     comparison = run(
         images,

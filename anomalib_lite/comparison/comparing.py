@@ -104,6 +104,10 @@ def compare(
         The class of good images, if it is not called good, ok or normal.
     checkpoints : folder, optional
         Keeps every finished result and the state of the training under way; the same call goes on from there.
+    device : as for `Detector`
+    dtype : as for `Detector`
+    progress : bool
+        Show what is being done on stderr.
 
     Raises
     ------
@@ -116,6 +120,15 @@ def compare(
         If every model failed. One that fails alone, for whatever reason, becomes a row with the text of its error.
     OSError
         If `checkpoints` cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=8, n_good=6, n_defect=2, size=64)
+    >>> found = compare(folder, models=["knn"], seeds=1, leave_one_out=False, few_labels=[])
+    >>> [(row.name, row.kind, row.seeds) for row in found.rows]
+    [('knn', 'unsupervised', 1)]
     """
     if seeds < 1 or study_seeds < 0 or any(count < 1 for count in few_labels):
         raise ValueError(f"seeds={seeds}, study_seeds={study_seeds}, few_labels={few_labels}: need 1 or more")

@@ -91,6 +91,16 @@ class Comparison:
     counts : images to learn from and to test on, good and defective, of the first seed
     unreadable, problems : what was left out, and why
     settings : what was asked for
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> from anomalib_lite import compare
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=8, n_good=6, n_defect=2, size=64)
+    >>> found = compare(folder, models=["knn"], seeds=1, leave_one_out=False, few_labels=[])
+    >>> found.rows[0].image_auroc_mean > 0.5, found.left_out, found.few_labels
+    (True, [], [])
     """
 
     rows: list[ComparisonRow]

@@ -17,7 +17,7 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, OnUnreadable, embed_source
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.duplicates import describe_groups
-from anomalib_lite.fitted.fitting import EmbedElsewhere, Plan, fit_global, fit_patches
+from anomalib_lite.fitted.fitting import EMBEDDING, EmbedElsewhere, Plan, fit_global, fit_patches, stages
 from anomalib_lite.fitted.groups import Groups, group_numbers
 from anomalib_lite.fitted.whole import BOTH
 from anomalib_lite.images.fixture import RegisteredSource
@@ -28,6 +28,7 @@ from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.texture import is_surface
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import VariedSource
+from anomalib_lite.machine.progress import work
 from anomalib_lite.scaling.chunks import Engine, engine_in_force
 from anomalib_lite.scaling.embedding import embed_elsewhere
 
@@ -74,10 +75,8 @@ def learn(
             raise ValueError("a source that keeps embeddings is not for dtype='int8'; choose 'float32' or 'auto'")
         embedder = embedder.in_floats()
     engine = None if isinstance(source, EmbeddedSource) else engine_in_force()
-    passes = iter(("fit", "calibrate") if engine is None else ("fit", "fit", "calibrate"))
-
-    def progress() -> str | None:
-        return next(passes) if parameters.progress else None
+    # What is read again is read to calibrate, which is a stage of its own.
+    passes = iter([EMBEDDING] if engine is None else [EMBEDDING, EMBEDDING])
 
     def embed(indices: np.ndarray) -> Iterator[EmbeddedImage | UnreadableImage]:
         return embed_source(
@@ -86,7 +85,7 @@ def learn(
             indices,
             on_unreadable=on_unreadable,
             workers=parameters.workers,
-            progress=progress(),
+            progress=next(passes, None),
         )
 
     def embed_there(engine: Engine) -> EmbedElsewhere:
@@ -98,7 +97,7 @@ def learn(
             reduction,
             on_unreadable=on_unreadable,
             workers=parameters.workers,
-            progress=progress(),
+            progress=next(passes, None),
         )
 
     plan = Plan(
@@ -121,7 +120,8 @@ def learn(
         embedder=lambda: {**embedder.describe(), "ranges": embedder.ranges},
         elsewhere=None if engine is None else embed_there(engine),
     )
-    core = (fit_patches if embedder.level == "patch" else fit_global)(embed, source.ids, plan)
+    with work(parameters.progress, *stages(templates.scorer, embedder.level)):
+        core = (fit_patches if embedder.level == "patch" else fit_global)(embed, source.ids, plan)
     core = replace(core, sight=None if sighting is None else sighting.sight)
     if groups is None:
         _warn_of_groups(core)

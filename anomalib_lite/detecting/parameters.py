@@ -74,7 +74,7 @@ class Parameters:
     batch_size: int
     workers: int | None
     random_state: int
-    progress: bool
+    progress: bool | None
 
     def __post_init__(self) -> None:
         if self.quality not in MOST_PIXELS:

@@ -16,12 +16,14 @@ from anomalib_lite.fitted import recalibration
 from anomalib_lite.fitted.adding import Addition, added, require_bank
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
+from anomalib_lite.fitted.fitting import EMBEDDING
 from anomalib_lite.fitted.groups import Groups, group_names, numbered
 from anomalib_lite.images.fixture import RegisteredSource
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.training import open_training
 from anomalib_lite.images.variations import VariedSource
 from anomalib_lite.locating.maps import peak
+from anomalib_lite.machine.progress import work
 from anomalib_lite.results import Scores
 
 
@@ -88,9 +90,10 @@ def grown(
         np.arange(len(source)),
         on_unreadable=on_unreadable,
         workers=parameters.workers,
-        progress="add" if parameters.progress else None,
+        progress=EMBEDDING,
     )
-    core = added(fitted, stream, Addition(source.ids, numbers, copies, calibrating, parameters.random_state))
+    with work(parameters.progress, EMBEDDING):
+        core = added(fitted, stream, Addition(source.ids, numbers, copies, calibrating, parameters.random_state))
     if isinstance(shown, RegisteredSource) and fitted.train.poses is not None:
         poses = np.concatenate([fitted.train.poses, shown.turns_and_shifts()])
         core = replace(core, train=replace(core.train, poses=poses))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +13,12 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import Intake, OnUnreadable
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.images.fixture import RegisteredSource
-from anomalib_lite.images.sources import ImageSource, open_source
+from anomalib_lite.images.sources import ImageSource, lies_in_files, open_source
+from anomalib_lite.machine.progress import work
 from anomalib_lite.results import Scores
 from anomalib_lite.scaling.embedding import score_source
+
+SCORING = "scoring"  # a stage, see `machine.progress`
 
 
 def open_like_fitted(images: Any, parameters: Parameters, fitted: Fitted) -> ImageSource:
@@ -30,6 +34,7 @@ def score_images(
     *,
     on_unreadable: OnUnreadable = "skip",
     vectors: bool = False,
+    model: str = "",
 ) -> Scores:
     """Score new images; see `Detector.score`."""
     source = open_like_fitted(images, parameters, fitted)
@@ -44,14 +49,15 @@ def score_images(
         registered or source,
         on_unreadable=on_unreadable,
         workers=parameters.workers,
-        progress="score" if parameters.progress else None,
+        progress=SCORING if len(source) > 1 else None,
         vectors=vectors,
     )
-    for image in intake.readable(stream):
-        ids.append(image.id)
-        found.append(image.scored)
-        if image.whole is not None:
-            whole.append(image.whole)
+    with work(parameters.progress, SCORING):
+        for image in intake.readable(stream):
+            ids.append(image.id)
+            found.append(image.scored)
+            if image.whole is not None:
+                whole.append(image.whole)
     scores = np.array([scored.score for scored in found], dtype=np.float64)
     maps = np.array([scored.patch_scores for scored in found], dtype=np.float32).reshape(-1, *fitted.grid)
     calibration = fitted.calibration
@@ -94,4 +100,7 @@ def score_images(
         pixel_threshold=None if fitted.peaks is None else fitted.peaks.threshold,
         usual_score=fitted.usual_score,
         pixel_size=parameters.pixel_size,
+        model=model,
+        time=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        source=source if lies_in_files(source) else None,
     )

@@ -58,6 +58,15 @@ class Capability:
     where : (5, 5), share found of those expected, over the image; NaN where too few were painted
     rim : share found of those expected in the outer third of the part, None if that is what chance may do
     pixel_size : millimetres, or None
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> detector = Detector(image_size=64, false_alarm_rate=0.1).fit(parts[:16])
+    >>> found = capability(detector, parts[16:], kinds=["spot"], per_kind=10)
+    >>> list(found.curves), found.n_images, len(found.defects)
+    (['spot'], 8, 10)
     """
 
     curves: dict[Kind, DetectionCurve]
@@ -195,6 +204,15 @@ def capability(
     ------
     ValueError
         If parameters are out of range, or no image is left that can be read and does not alarm as it is.
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> detector = Detector(image_size=64, false_alarm_rate=0.1).fit(parts[:16])
+    >>> found = capability(detector, parts[16:], kinds=["spot"], per_kind=10)
+    >>> found.to_text().splitlines()[1].startswith("spots: ")
+    True
     """
     if unknown := [kind for kind in kinds if kind not in KINDS] or not len(kinds):
         raise ValueError(f"kinds={list(kinds)}: {unknown or 'none'}; choose of {', '.join(KINDS)}")

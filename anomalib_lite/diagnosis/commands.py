@@ -17,6 +17,7 @@ from anomalib_lite.flags import (
     Weights,
     finish,
     loaded,
+    tell,
 )
 
 
@@ -31,12 +32,20 @@ def diagnose(
 ) -> None:
     """Examine good images before fitting: odd ones, duplicates, groups, and what threshold they support."""
     from anomalib_lite.diagnosis.advice import diagnose as run
+    from anomalib_lite.files.atomic import saved_in
+    from anomalib_lite.machine.progress import DRAWING, work
 
-    diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
     if output is not None:
-        written = diagnosis.save_figures(output, good)
+        saved_in(output)
+    with work(None, *([DRAWING] if output is not None else [])):
+        diagnosis = run(good, groups=groups, everything_is_good=everything_is_good, **parameters)
+        written = [] if output is None else diagnosis.save_figures(output, good)
+    if output is not None:
         typer.echo(f"{len(written)} figures in {output}", err=True)
-    typer.echo(json.dumps(diagnosis.to_dict()) if as_json else diagnosis.advice())
+    if as_json:
+        typer.echo(json.dumps(diagnosis.to_dict()))
+    else:
+        tell(diagnosis.advice())
     finish(diagnosis.unreadable, strict)
 
 
@@ -66,4 +75,7 @@ def capability(
     if output is not None:
         plot_capability(found).savefig(output)
         typer.echo(f"curves: {output}", err=True)
-    typer.echo(json.dumps(found.to_dict()) if as_json else found.to_text())
+    if as_json:
+        typer.echo(json.dumps(found.to_dict()))
+    else:
+        tell(found.to_text())

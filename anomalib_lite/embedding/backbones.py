@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor, fx, nn
@@ -136,7 +137,8 @@ def resolve_layers(name: str, layers: str | Sequence[str] | None) -> tuple[str, 
         If there is no such backbone, it has no defaults and no layers are named, or the list of names is empty.
     """
     if name not in _classifiers():
-        raise ValueError(f"no backbone {name!r}; known: builtin, {', '.join(_classifiers())}")
+        close = get_close_matches(name, ["builtin", *_classifiers()], n=4) or ["builtin", *BACKBONES]
+        raise ValueError(f"no backbone {name!r}; did you mean {', '.join(close)}? Or any classifier of torchvision")
     if layers is None:
         if name not in BACKBONES:
             raise ValueError(

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from anomalib_lite.embedding.backbones import fold_batch_norm
-from anomalib_lite.machine.integers import Convolution, Steps, make_kernel
+from anomalib_lite.machine.integers import Convolution, Kernel, Steps, make_kernel
 
 # By place: the lowest and the highest value, and the mean of every channel.
 Ranges = Mapping[str, Sequence[float]]
@@ -290,6 +290,18 @@ class IntegerNetwork:
         """The same network, computed by another engine."""
         return IntegerNetwork(*self._made_of, engine, self.device, batch_size=self.batch_size)
 
+    # An export writes these two in operators of its own.
+
+    def kernel(self, convolution: Convolution) -> Kernel:
+        """What computes a convolution."""
+        return make_kernel(convolution, self.engine, self.device)
+
+    def maxima(
+        self, images: Tensor, side: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], ceil: bool
+    ) -> Tensor:
+        """`max_pool2d` of uint8 (n, c, h, w)."""
+        return _maxima(images, side, stride, padding, ceil)
+
     def _convolution(self, blueprint: Blueprint, node: Any) -> _Step:
         module: Any = blueprint.modules[node.target]
         weight = module.weight.detach().cpu().float()
@@ -308,7 +320,7 @@ class IntegerNetwork:
         place = PIXELS if border is not None else node.args[0].name
         bias = bias + _lost(weight - rounded * scale, self._ranges[place][2:], module.groups)
         tail, added = blueprint.tail[node], blueprint.added.get(node)
-        kernel = make_kernel(
+        kernel = self.kernel(
             Convolution(
                 rounded.to(torch.int8),
                 scale.flatten(),
@@ -321,9 +333,7 @@ class IntegerNetwork:
                 (0, 0) if border is not None else padding,
                 module.dilation,
                 module.groups,
-            ),
-            self.engine,
-            self.device,
+            )
         )
         if border is not None:
             return _Step(tail, (None,), lambda images: kernel(_bordered(images, padding, border), None))
@@ -338,7 +348,7 @@ class IntegerNetwork:
             dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
             return _Step(node, sources, lambda *parts: torch.cat(parts, dim=dim))
         side, stride, padding, ceil = blueprint.window(node)
-        return _Step(node, sources, lambda images: _maxima(images, side, stride, padding, ceil))
+        return _Step(node, sources, lambda images: self.maxima(images, side, stride, padding, ceil))
 
     def _real(self, graph: fx.GraphModule, node: Any) -> _Step:
         """Anything else, in float32."""
@@ -412,12 +422,12 @@ def _lost(rest: Tensor, means: Sequence[float], groups: int) -> Tensor:
 def _bordered(images: Tensor, padding: tuple[int, ...], border: Tensor) -> Tensor:
     """Images (n, 3, h, w) with a border in the colour (3,), channels last in memory."""
     down, right = padding
-    if not (down or right):
-        return images
-    n, c, h, w = images.shape
-    framed = border.expand(n, h + 2 * down, w + 2 * right, c).contiguous().permute(0, 3, 1, 2)
-    framed[:, :, down : down + h, right : right + w] = images
-    return framed
+    framed, colour = images.permute(0, 2, 3, 1), border[None, None, None]
+    for dim, width in ((1, down), (2, right)):
+        if width:
+            side = colour.expand(*(framed.shape[i] if i != dim else width for i in range(3)), 3)
+            framed = torch.cat([side, framed, side], dim=dim)
+    return framed.contiguous().permute(0, 3, 1, 2)
 
 
 def _maxima(

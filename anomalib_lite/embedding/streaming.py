@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-from tqdm import tqdm
 
 from anomalib_lite.embedding.embedder import Embedder, Level
 from anomalib_lite.embedding.pooling import Features
@@ -18,6 +16,7 @@ from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import LoadedImage, UnreadableImage, load
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.images.tiles import Window
+from anomalib_lite.machine.progress import over
 
 _CALIBRATING = 32  # images that integers are calibrated on
 _AHEAD_BYTES = 1 << 28  # of pictures that are decoded ahead
@@ -201,6 +200,9 @@ class Reduction(Protocol):
     def transform(self, X: np.ndarray) -> np.ndarray: ...
 
 
+WHOLE = "embedding as a whole"  # a stage, see `machine.progress`
+
+
 @runtime_checkable
 class EmbeddedSource(Protocol):
     """An image source that keeps embeddings and hands them out, so that nothing is embedded twice."""
@@ -222,7 +224,7 @@ def embed_source(
     Parameters
     ----------
     progress : str, optional
-        Label of a progress bar on stderr; none without it.
+        Stage of the work in force (`machine.progress`) that this is; none of its own without it.
     """
     if isinstance(source, EmbeddedSource):
         yield from (source.embedded(embedder, i) for i in indices.tolist())
@@ -239,10 +241,9 @@ def embed_source(
     )
     if embedder.awaits_calibration:
         loaded = _calibrating(embedder, loaded)
-    bar = tqdm(loaded, desc=progress, total=len(indices), unit="image", file=sys.stderr, disable=progress is None)
     batch: list[LoadedImage] = []
     size = 1 if embedder.frame.tiled else embedder.batch_size
-    for image in bar:
+    for image in over(progress, loaded, len(indices)):
         if isinstance(image, UnreadableImage):
             yield image
             continue
@@ -255,7 +256,11 @@ def embed_source(
 
 
 def embed_whole(
-    embedder: Embedder, source: ImageSource, indices: np.ndarray | None = None, *, workers: int | None = None
+    embedder: Embedder,
+    source: ImageSource,
+    indices: np.ndarray | None = None,
+    *,
+    workers: int | None = None,
 ) -> tuple[np.ndarray, list[int]]:
     """One vector per image, whatever the embedder's own level.
 
@@ -263,6 +268,7 @@ def embed_whole(
     ----------
     indices : (n,), optional
         Images wanted; default: all.
+    workers : see `embed_source`
 
     Returns
     -------
@@ -270,7 +276,7 @@ def embed_whole(
     kept : their indices
     """
     wanted = np.arange(len(source)) if indices is None else np.asarray(indices, dtype=np.int64)
-    stream = embed_source(embedder.at_level("global"), source, wanted, workers=workers)
+    stream = embed_source(embedder.at_level("global"), source, wanted, workers=workers, progress=WHOLE)
     found = {image.index: image.embedding for image in stream if not isinstance(image, UnreadableImage)}
     kept = [index for index in wanted.tolist() if index in found]
     return np.stack([found[index] for index in kept]), kept

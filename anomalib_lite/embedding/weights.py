@@ -36,7 +36,15 @@ RANDOM = "random"
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be had, cannot be read, or do not fit the layers in use."""
+    """Weights that cannot be had, cannot be read, or do not fit the layers in use.
+
+    Examples
+    --------
+    >>> from anomalib_lite import Detector
+    >>> Detector(backbone="resnet18", weights="elsewhere.pth")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.embedding.weights.WeightsError: ...
+    """
 
 
 def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tuple[str, ...] = ()) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_lite.detecting.scoring import SCORING
 from anomalib_lite.detector import Detector
 from anomalib_lite.evaluation import metrics
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
@@ -24,8 +25,11 @@ from anomalib_lite.fitted.groups import Groups
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.machine.memory import peak_rss_mb
+from anomalib_lite.machine.progress import over, work
 from anomalib_lite.results import Scores
 from anomalib_lite.scoring.named import can_be_stored
+
+MEASURING = "measuring"  # a stage, see `machine.progress`
 
 
 def evaluate(
@@ -40,7 +44,7 @@ def evaluate(
 
     Parameters
     ----------
-    dataset : folder in MVTec AD layout
+    dataset : folder in MVTec AD layout, or its URL in an object store or archive, see `open_mvtec`
     rates : false-alarm rates at which thresholds are measured, besides the detector's own.
     train : images to fit on instead of train/good, optional.
     groups : training images that belong together, see `Detector.fit`.
@@ -57,19 +61,30 @@ def evaluate(
         If the folder is not in MVTec layout.
     ValueError
         If there are no test images, or too few good ones to fit on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=10, n_good=4, n_defect=1, size=64)
+    >>> found = evaluate(folder, rates=(0.2,), image_size=64)
+    >>> found.n_train, found.n_test, found.image_auroc > 0.5
+    (10, 8, True)
     """
     data = dataset if isinstance(dataset, MVTecDataset) else open_mvtec(dataset)
     if len(data.test) == 0:
         raise ValueError(f"{data.root} has no test images to evaluate on; put them into test/good and test/<kind>")
-    start = time.perf_counter()
-    detector = Detector(**parameters).fit(data.train if train is None else train, groups=groups)
-    fit_seconds = time.perf_counter() - start
-    start = time.perf_counter()
-    scores = detector.score(data.test)
-    score_seconds = time.perf_counter() - start
-    return measure(
-        detector, scores, data, rates=rates, fit_seconds=fit_seconds, seconds_per_image=score_seconds / len(data.test)
-    )
+    detector = Detector(**parameters)
+    with work(detector.progress, SCORING, MEASURING):
+        start = time.perf_counter()
+        detector.fit(data.train if train is None else train, groups=groups)
+        fit_seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        scores = detector.score(data.test)
+        seconds_per_image = (time.perf_counter() - start) / len(data.test)
+        return measure(
+            detector, scores, data, rates=rates, fit_seconds=fit_seconds, seconds_per_image=seconds_per_image
+        )
 
 
 def measure(
@@ -140,7 +155,7 @@ def _pixel_metrics(scores: Scores, data: MVTecDataset, index: np.ndarray) -> tup
     curves = PixelCurves()
     n_masks = 0
     problems = []
-    for i, test_index in enumerate(index.tolist()):
+    for i, test_index in over(MEASURING, enumerate(index.tolist()), len(index)):
         if not data.has_mask[test_index]:
             continue
         try:

@@ -118,7 +118,8 @@ class OperatingPoints:
 
         Parameters
         ----------
-        missed, alarm : what a missed defect and a false alarm cost, in any unit
+        missed : what a missed defect costs, in any unit
+        alarm : what a false alarm costs, in the same
         defect_rate : share of defects among all parts, in (0, 1)
 
         Raises
@@ -158,6 +159,15 @@ def operating_points(detector: Detector, bad: Any) -> OperatingPoints:
     ------
     ValueError
         If none of the bad images can be read.
+
+    Examples
+    --------
+    >>> from anomalib_lite.images.synthetic import render_part
+    >>> parts = [render_part(np.random.default_rng(i), 64)[0] for i in range(24)]
+    >>> bad = [render_part(np.random.default_rng(i), 64, "bent")[0] for i in range(3)]
+    >>> points = operating_points(Detector(image_size=64, false_alarm_rate=0.1).fit(parts), bad)
+    >>> points.none_missed().missed
+    0
     """
     scores = detector.score(bad)
     if not len(scores):

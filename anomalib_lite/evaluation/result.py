@@ -48,9 +48,20 @@ class AtRate:
         return f"; {meaning if self.guarantee_met else meaning.replace('promised', 'asked', 1)}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """How a detector did on a data set in MVTec layout. Metrics that cannot be computed are None, with `reasons`."""
+    """How a detector did on a data set in MVTec layout. Metrics that cannot be computed are None, with `reasons`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> from anomalib_lite import evaluate
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=10, n_good=4, n_defect=1, size=64)
+    >>> found = evaluate(folder, image_size=64, level="global")
+    >>> found.n_test_good, found.pixel_auroc, len(found.reasons) > 0
+    (4, None, True)
+    """
 
     image_auroc: float | None
     image_auroc_ci: tuple[float, float] | None
@@ -82,6 +93,14 @@ class Evaluation:
     unreadable: list[UnreadableImage]
     pairing_problems: list[str]
     config: dict[str, Any]
+
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation({self.n_test_good} good and {self.n_test - self.n_test_good} defective images: recall "
+            f"{_number(self.recall_at_threshold, 3)} and false alarms {_number(self.false_alarm_rate_observed, 3)} at "
+            f"{100 * self.false_alarm_rate_target:.3g} % {'promised' if self.guarantee_met else 'asked'}, image AUROC "
+            f"{_number(self.image_auroc)}, pixel AUROC {_number(self.pixel_auroc)})"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, JSON-able."""

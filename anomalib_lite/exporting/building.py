@@ -17,7 +17,7 @@ from scipy.ndimage import distance_transform_edt
 
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.exporting.graph import Graph, Name, f32, f64, i64
-from anomalib_lite.exporting.network import Embedding, exported
+from anomalib_lite.exporting.network import Embedding, embedded
 from anomalib_lite.exporting.resizing import map_weights, resized
 from anomalib_lite.exporting.searching import Found, scored
 from anomalib_lite.fitted.core import Fitted
@@ -31,7 +31,8 @@ OPSETS = (18, 20)  # the first where means take their axes as an input, and the 
 OUTPUTS = (
     "score", "p_value", "verdict", "whole_score", "nearest", "nearest_distance", "patch_scores", "anomaly_map",
 )  # fmt: skip
-FORMAT = 1  # of the graph's inputs, outputs and metadata
+SIZES = ("original_size", "map_size")  # inputs that may be left out
+FORMAT = 2  # of the graph's inputs, outputs and metadata
 NO_VERDICT, GOOD, LOOK_AGAIN, ALARM = -1, 0, 1, 2
 _GROUND = 128  # what stands outside of a region, see `images.region`
 _LOWEST = -1e30  # below any score; finite in float32 too, which some runtimes compute in
@@ -41,6 +42,7 @@ class _Picture(NamedTuple):
     """What the graph knows of a picture: its pixels, and int64 scalars.
 
     Where it comes smaller than it is, its own size is (height, width), and that of the pixels (rows, columns).
+    Its anomaly map has the size (map_height, map_width).
     """
 
     pixels: Name
@@ -48,6 +50,8 @@ class _Picture(NamedTuple):
     columns: Name
     height: Name
     width: Name
+    map_height: Name
+    map_width: Name
 
 
 class _Judged(NamedTuple):
@@ -74,7 +78,8 @@ def build(
     """The graph as an ONNX model.
 
     Its input is "image", uint8 RGB (H, W, 3); and "original_size", int64 (2,): height and width of a picture whose
-    pixels come smaller than it is, by default the size of the pixels. Its outputs are among `OUTPUTS`.
+    pixels come smaller than it is, by default the size of the pixels; and "map_size", int64 (2,), of the anomaly map,
+    by default the size of the picture. Its outputs are among `OUTPUTS`.
 
     Parameters
     ----------
@@ -93,12 +98,14 @@ def build(
     from onnx import TensorProto, helper, numpy_helper
 
     check_exportable(fitted, embedder, opset)
-    g = Graph(opset, leaves_out=not for_openvino)
+    g = Graph(opset, for_openvino=for_openvino)
     frame = embedder.frame if fitted.frame is None else fitted.frame
     shape = g("Shape", "image")
     rows, columns = (g("Gather", shape, i64(axis), axis=0) for axis in (0, 1))
     original = g("Where", g("Greater", "original_size", i64(0)), "original_size", g("Slice", shape, i64([0]), i64([2])))
-    picture = _Picture("image", rows, columns, *(g("Gather", original, i64(axis), axis=0) for axis in (0, 1)))
+    map_size = g("Where", g("Greater", "map_size", i64(0)), "map_size", original)
+    sides = [g("Gather", size, i64(axis), axis=0) for size in (original, map_size) for axis in (0, 1)]
+    picture = _Picture("image", rows, columns, *sides)
     content = _content(g, frame, picture)
     placed = _placed(g, frame, picture, content)  # float32 (h, w, 3)
     found, vector = _embedded_and_searched(g, fitted, embedder, placed, opset)
@@ -113,9 +120,9 @@ def build(
         whole = g("Add", whole, f64(fitted.whole.usual_patches))
         score = g("Max", score, whole)
         outputs["whole_score"] = whole, TensorProto.DOUBLE, []
-    fits = _same_proportions(g, frame, picture) if frame.region is not None else None
     p_value, verdict = _calibrated(g, fitted, score)
-    if fits is not None:
+    if frame.region is not None:
+        fits = _same_proportions(g, frame, picture)
         score, p_value = (g("Where", fits, name, f64(np.nan)) for name in (score, p_value))
         verdict = g("Where", fits, verdict, i64(NO_VERDICT))
     outputs = {
@@ -135,11 +142,11 @@ def build(
         "anomalib_lite",
         [
             helper.make_tensor_value_info("image", TensorProto.UINT8, ["height", "width", 3]),
-            helper.make_tensor_value_info("original_size", TensorProto.INT64, [2]),
+            *(helper.make_tensor_value_info(name, TensorProto.INT64, [2]) for name in SIZES),
         ],
         [helper.make_tensor_value_info(known, kind, axes) for known, (_, kind, axes) in outputs.items()],
         initializer=[
-            numpy_helper.from_array(i64([0, 0]), "original_size"),  # an input with a value may be left out
+            *(numpy_helper.from_array(i64([0, 0]), name) for name in SIZES),  # an input with a value may be left out
             *(numpy_helper.from_array(values, name) for name, values in g.constants.items()),
         ],
     )
@@ -226,14 +233,14 @@ def _embedded_and_searched(
     g: Graph, fitted: Fitted, embedder: Embedder, placed: Name, opset: int
 ) -> tuple[Found, Name | None]:
     """What the scorer says of all patches of the frame's grid (or of the whole image), and the whole image's vector."""
-    module = Embedding(embedder, fitted.reduction, whole=fitted.whole is not None)
-    network = exported(module, torch.zeros(*embedder.image_size, 3, dtype=torch.uint8), opset)
+    module = Embedding(embedder, fitted.reduction, whole=fitted.whole is not None, for_openvino=g.for_openvino)
+    embedding = embedded(module, opset)
     own = embedder.own_grid
     n = own[0] * own[1]
     frame = embedder.frame
 
     def seen(g: Graph, pixels: Name) -> tuple[Found | None, Name | None]:
-        parts = dict(zip(module.outputs, g.splice(network, {"pixels": pixels}), strict=True))
+        parts = dict(zip(module.outputs, embedding(g, pixels), strict=True))
         return (scored(g, fitted.scorer, parts["rows"], n) if "rows" in parts else None), parts.get("vector")
 
     if not frame.tiled:
@@ -365,9 +372,9 @@ def _grids(g: Graph, fitted: Fitted, judged: _Judged) -> tuple[Name, Name]:
 def _map(
     g: Graph, fitted: Fitted, frame: Frame, grid: Name, picture: _Picture, content: tuple[Name, Name] | None
 ) -> Name:
-    """The anomaly map float32 (H, W) at the picture's own size, see `locating.maps`."""
+    """The anomaly map float32 (H, W), see `locating.maps`."""
     weights = []
-    for axis, shown in enumerate((picture.height, picture.width)):
+    for axis, shown in enumerate((picture.map_height, picture.map_width)):
         canvas = shown
         if content is not None:
             whole = g("Mul", g.cast(shown, np.float64), f64(frame.size[axis]))
@@ -376,7 +383,7 @@ def _map(
     found = g("MatMul", weights[0], g("MatMul", grid, g("Transpose", weights[1], perm=[1, 0])))
     if frame.region is None:
         return found
-    inside = g("Squeeze", _coverage(g, frame.region, picture.height, picture.width), i64([2]))
+    inside = g("Squeeze", _coverage(g, frame.region, picture.map_height, picture.map_width), i64([2]))
     return g("Where", g("GreaterOrEqual", inside, f32(128)), found, f32(0.0))
 
 

@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from anomalib_lite.flags import tell
+
 
 def export(
     model: Annotated[Path, typer.Argument(help="model file written by fit")],
@@ -31,4 +33,7 @@ def export(
     if detector.embedder.dtype == "bfloat16":
         detector = Detector.load(model, weights=weights, download=download, device="cpu", dtype="float32")
     found = run(detector, output, check=check, opset=opset)
-    typer.echo(json.dumps(asdict(found)) if as_json else f"{found.explain()}\nsaved to {output}")
+    if as_json:
+        typer.echo(json.dumps(asdict(found)))
+    else:
+        tell(f"{found.explain()}\nsaved to {output}")

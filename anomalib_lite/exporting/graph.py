@@ -36,8 +36,8 @@ class Graph:
     ----------
     opset : version of ONNX's operators
     outer : the graph that this one is the body of a loop or a branch in; what is there can be used here
-    leaves_out : whether resizing is left out by a branch where there is nothing to do. OpenVINO 2026.4 gives garbage of
-        a branch that hands on what it was given.
+    for_openvino : whether OpenVINO is to read it, which computes integers of 8 bits in floats, and whose 2026.4 gives
+        garbage of a branch that hands on what it was given.
 
     Examples
     --------
@@ -46,9 +46,9 @@ class Graph:
     'Add_2'
     """
 
-    def __init__(self, opset: int, outer: Graph | None = None, *, leaves_out: bool = True):
+    def __init__(self, opset: int, outer: Graph | None = None, *, for_openvino: bool = False):
         self.opset = opset
-        self.leaves_out: bool = leaves_out if outer is None else outer.leaves_out
+        self.for_openvino: bool = for_openvino if outer is None else outer.for_openvino
         self.nodes: list[Any] = []
         self.constants: dict[Name, np.ndarray] = {} if outer is None else outer.constants
         self._known: dict[tuple[str, tuple[int, ...], bytes], Name] = {} if outer is None else outer._known
@@ -125,13 +125,23 @@ class Graph:
 
     def choice(self, condition: Name, then: tuple[Graph, Name], otherwise: tuple[Graph, Name], kind: int) -> Name:
         """One of two tensors of the ONNX type `kind`, each computed by a body of its own if it is the one."""
+        return self.choices(condition, (then[0], [then[1]]), (otherwise[0], [otherwise[1]]), [kind])[0]
+
+    def choices(
+        self,
+        condition: Name,
+        then: tuple[Graph, list[Name]],
+        otherwise: tuple[Graph, list[Name]],
+        kinds: list[int],
+    ) -> list[Name]:
+        """The same of several tensors."""
         from onnx import helper
 
-        branches = [
-            helper.make_graph(body.nodes, self._new("branch"), [], [helper.make_tensor_value_info(name, kind, None)])
-            for body, name in (then, otherwise)
-        ]
-        return self("If", condition, then_branch=branches[0], else_branch=branches[1])
+        branches = []
+        for body, names in (then, otherwise):
+            outputs = [helper.make_tensor_value_info(*told, None) for told in zip(names, kinds, strict=True)]
+            branches.append(helper.make_graph(body.nodes, self._new("branch"), [], outputs))
+        return self.several("If", len(kinds), condition, then_branch=branches[0], else_branch=branches[1])
 
     def loop(self, times: int, body: Graph, number: Name, outputs: Iterable[tuple[Name, Any]]) -> list[Name]:
         """Compute a body `times` over; `number` is what it calls the number of the turn.

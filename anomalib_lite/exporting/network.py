@@ -1,13 +1,15 @@
 """The network, its pooling and the reduction of patches as ONNX operators, by torch's exporter.
 
 All sizes in here are known, since a picture has been brought to the frame before. A network in 8-bit integers is
-exported as the engine "reference" computes it: whole numbers in float32, with the same steps and the same scores.
+exported in operators of integers (`integers`), or as the engine "reference" computes it: whole numbers in float32, with
+the same steps and the same scores.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,11 @@ from torch import Tensor, nn
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.pooling import pool_whole
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork
+from anomalib_lite.exporting.graph import Graph, Name
+from anomalib_lite.exporting.integers import ExportedIntegers, sums_are_exact
 from anomalib_lite.scoring.reduction import PCA, Reduction, Standardizer
+
+_FLOAT = 1  # ONNX's number for float32
 
 
 class Embedding(nn.Module):
@@ -29,9 +35,10 @@ class Embedding(nn.Module):
     embedder : Embedder
     reduction : of patches at the patch level, of whole images at the global level
     whole : whether vectors of whole images are wanted beside patches; at the global level they always are
+    for_openvino : whether 8-bit integers are to be held in float32
     """
 
-    def __init__(self, embedder: Embedder, reduction: Reduction, *, whole: bool):
+    def __init__(self, embedder: Embedder, reduction: Reduction, *, whole: bool, for_openvino: bool):
         super().__init__()
         self.size, self.grid = embedder.image_size, embedder.own_grid
         self.at_patches, self.looks_twice, self.context = (
@@ -48,7 +55,8 @@ class Embedding(nn.Module):
             # Of the embedder's own network, whose layout in memory decides in which order biases are summed: their last
             # bits move values that lie half way between two steps.
             blueprint = Blueprint(embedder.network, *embedder.pixel_scale)
-            self.integers = IntegerNetwork(blueprint, embedder.ranges, "reference", torch.device("cpu"))
+            kind = IntegerNetwork if for_openvino else ExportedIntegers
+            self.integers = kind(blueprint, embedder.ranges, "reference", torch.device("cpu"))
 
     @property
     def outputs(self) -> list[str]:
@@ -71,7 +79,9 @@ class Embedding(nn.Module):
     def _layers(self, pixels: Tensor) -> list[Tensor]:
         if self.integers is not None:
             return self.integers(pixels)
-        return self.network((pixels.float() * self._scale - self._shift).permute(0, 3, 1, 2))
+        # Channels first: one number for a whole plane is multiplied ten times as fast as another for every value.
+        scale, shift = (values.view(1, -1, 1, 1) for values in (self._scale, self._shift))
+        return self.network(pixels.permute(0, 3, 1, 2).float() * scale - shift)
 
     def _halved(self, pixels: Tensor) -> Tensor:
         """Means of 2 × 2 pixels, of fewer at the ends of odd sides, as uint8; see `Embedder.context`."""
@@ -118,11 +128,34 @@ def reduced(reduction: Reduction, rows: Tensor) -> Tensor:
     return (rows - mean) / scale
 
 
-def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
-    """A module as an ONNX model of float32, for inputs of the shape of `example`; whole numbers of 8 bits are floats.
+def embedded(module: Embedding, opset: int) -> Callable[[Graph, Name], list[Name]]:
+    """What writes a module into a graph, given pixels float32 (h, w, 3), whole numbers; its `outputs` come back."""
+    integers = module.integers
+    if not isinstance(integers, ExportedIntegers):
+        in_floats = _exported(module, opset)
+        return lambda g, pixels: g.splice(in_floats, {"pixels": pixels})
+    signed = _exported(module, opset)
+    module.integers = integers.unsigned()
+    unsigned = _exported(module, opset)
 
-    Values that are uint8 in torch were rounded and cut off before, so that floats hold them as well; ONNX's runtimes
-    lack some operators for uint8.
+    def written(g: Graph, pixels: Name) -> list[Name]:
+        stored = g.cast(pixels, np.uint8)
+        signed_body, unsigned_body = g.body(), g.body()
+        return g.choices(
+            sums_are_exact(g, stored),
+            (signed_body, signed_body.splice(signed, {"pixels": stored})),
+            (unsigned_body, unsigned_body.splice(unsigned, {"pixels": stored})),
+            [_FLOAT] * len(module.outputs),
+        )
+
+    return written
+
+
+def _exported(module: Embedding, opset: int) -> Any:
+    """A module as an ONNX model of the input "pixels", uint8 (h, w, 3).
+
+    But for `ExportedIntegers`, what is uint8 in torch is float32, the input too: such values were rounded and cut off
+    before, so that floats hold them as well, and runtimes lack some operators for uint8.
     """
     import onnx
     from onnx import TensorProto, numpy_helper
@@ -134,13 +167,15 @@ def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (example,),
+            (torch.zeros(*module.size, 3, dtype=torch.uint8),),
             buffer,  # type: ignore[arg-type]  # its annotation forgets files
             dynamo=False,
             opset_version=opset,
             input_names=["pixels"],
         )
     model = onnx.load_from_string(buffer.getvalue())
+    if isinstance(module.integers, ExportedIntegers):
+        return model
     for tensor in model.graph.initializer:
         if tensor.data_type == TensorProto.UINT8:
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float32), tensor.name))
@@ -150,7 +185,7 @@ def exported(module: nn.Module, example: Tensor, opset: int) -> Any:
                 attribute.i = TensorProto.FLOAT
             elif attribute.type == onnx.AttributeProto.TENSOR and attribute.t.data_type == TensorProto.UINT8:
                 attribute.t.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(attribute.t).astype(np.float32)))
-    if getattr(module, "integers", None) is not None:
+    if module.integers is not None:
         _keep_sums_apart(model.graph)
     return model
 

@@ -47,7 +47,7 @@ def resized(g: Graph, picture: Name, size: tuple[Name, Name], target: tuple[Name
         return inside, inside.choice(tall, in_order(inside, 0), in_order(inside, 1), _FLOAT)
 
     otherwise = chosen(g) if tall_goes_down_first() else in_order(g, 1)
-    if not g.leaves_out:
+    if g.for_openvino:  # which lacks such branches
         inside, found = otherwise
         g.nodes += inside.nodes
         return found

@@ -79,6 +79,25 @@ def saved_to(path: Path) -> Path:
     return target
 
 
+def saved_in(folder: Path) -> Path:
+    """A folder, there or still to be made, in which something will be saved. Asked before hours of work.
+
+    Raises
+    ------
+    OSError
+        If something else is there, or it can neither be written nor made.
+    """
+    with _named(folder):
+        there = Path(os.path.realpath(folder))
+        while not os.path.lexists(there):
+            there = there.parent
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+        if not os.access(there, os.W_OK | os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    return folder
+
+
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     try:

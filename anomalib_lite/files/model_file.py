@@ -27,7 +27,18 @@ DETECTOR = "detector"
 
 
 class ModelFileError(ValueError):
-    """A file that is not a model, is damaged, or was made by another version or another backbone."""
+    """A file that is not a model, is damaged, or was made by another version or another backbone.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import Detector
+    >>> path = Path(tempfile.mkdtemp(), "part.safetensors")
+    >>> _ = path.write_bytes(b"something else")
+    >>> Detector.load(path)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.files.model_file.ModelFileError: ...
+    """
 
 
 def save_file(

@@ -25,13 +25,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import betaincinv
 
 from anomalib_lite.fitted.coverage import coverage_verdict
 
 Floats = NDArray[np.float64]
 
 GOOD, LOOK_AGAIN, ALARM = "good", "look again", "alarm"
+NO_VERDICT = "no verdict"  # of an image that cannot be judged
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,6 +189,8 @@ class Calibration:
         >>> round(Calibration(np.arange(299.0), false_alarm_rate=0.001).tolerance_rate(), 4)
         0.01
         """
+        from scipy.special import betaincinv
+
         if not 0.0 < confidence < 1.0:
             raise ValueError(f"confidence is {confidence}: need a share in (0, 1), such as 0.95")
         k = round(self.guaranteed_rate * (self.n + 1)) - 1

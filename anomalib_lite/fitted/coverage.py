@@ -17,7 +17,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import betabinom, binom
 
 Direction = Literal["within", "above", "below"]
 
@@ -149,6 +148,8 @@ def alarm_band(rate: float, n: int, smallest_rate: float) -> tuple[int, int]:
         return binomial_band(rate, n)
     levels = round(1 / smallest_rate)  # calibration images and one
     rank = int(rate * levels + 1e-9)
+    from scipy.stats import betabinom  # half a second, which scoring does not need
+
     low, high = betabinom.ppf([0.025, 0.975], n, rank, levels - rank)
     return max(int(low), 0), max(int(high), 0)
 
@@ -180,5 +181,7 @@ def binomial_band(p: float, n: int, level: float = 0.95) -> tuple[int, int]:
     if not 0.0 < level < 1.0:
         raise ValueError(f"level is {level}: need a share in (0, 1), such as 0.95")
     tail = (1.0 - level) / 2
+    from scipy.stats import binom
+
     low, high = binom.ppf([tail, 1.0 - tail], n, p)
     return max(int(low), 0), max(int(high), 0)  # SciPy says -1 where all of the probability is at 0

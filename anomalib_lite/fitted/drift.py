@@ -212,13 +212,14 @@ class DriftMonitor:
             )
         if self.tolerated_defects == 0.0:
             return (
-                f"{seen} higher than good images do. If they are good, the light, the lens or the product has "
-                "changed, and the threshold no longer holds: `recalibrate` with fresh good images, or fit again"
+                f"{seen} higher than good images do, though they are said to be good. If they are, the light, the lens "
+                "or the product has changed, and the threshold no longer holds: `recalibrate` with fresh good images"
             )
         return (
-            f"{seen} higher than good images do. That is so when more than about "
-            f"{100 * self.tolerated_defects:.3g} % are defective; if most are good, the light, the lens or the product "
-            "has changed, and the threshold no longer holds: `recalibrate` with fresh good images, or fit again"
+            f"{seen} higher than good images do, more than {100 * self.tolerated_defects:.3g} % of defects explain. "
+            "Look at the alarms first. If they are defects, the detector does its work, and it is the line that needs "
+            "help, not the threshold. If they are good parts, the light, the lens or the product has changed: "
+            "`recalibrate` with fresh good images"
         )
 
     def _lay_out_bets(self) -> None:

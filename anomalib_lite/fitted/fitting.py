@@ -32,6 +32,7 @@ from anomalib_lite.images.fixture import Fixture
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.locating.maps import peak
+from anomalib_lite.machine import progress
 from anomalib_lite.machine.memory import available_bytes
 from anomalib_lite.scoring import Scorer, image_score
 from anomalib_lite.scoring.base import ExplainsByNeighbors, coreset_size, least_images
@@ -46,10 +47,20 @@ Embed = Callable[[np.ndarray], Iterator[EmbeddedImage | UnreadableImage]]
 # The same by other processes, which reduce the rows already; None for the reduction where only `whole` is wanted.
 EmbedElsewhere = Callable[[np.ndarray, Reduction | None], Iterator[EmbeddedImage | UnreadableImage]]
 CalibrationKind = Literal["cross", "split"]
+# Stages of a fit, see `machine.progress`.
+EMBEDDING, CHOOSING, LEARNING, CALIBRATING = "embedding", "choosing the bank", "learning", "calibrating"
 
 
 class NoGoodImagesError(ValueError):
-    """Too few readable images to learn from."""
+    """Too few readable images to learn from.
+
+    Examples
+    --------
+    >>> from anomalib_lite import fit
+    >>> fit([np.zeros((64, 64, 3), dtype=np.uint8)])  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.fitted.fitting.NoGoodImagesError: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,13 @@ class Plan:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     embedder: Callable[[], Mapping[str, Any]] = dict
     elsewhere: EmbedElsewhere | None = None
+
+
+def stages(scorer: Scorer, level: str) -> list[str]:
+    """The stages of a fit by this scorer, in order."""
+    if level == "global":
+        return [EMBEDDING, CALIBRATING]
+    return [EMBEDDING, CHOOSING if coreset_size(scorer) else LEARNING, CALIBRATING]
 
 
 def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
@@ -158,9 +176,11 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
             held[image.index] = blocks
 
     roles.put_twins_together()
-    X, origins = collected.rows(np.repeat(roles.folds, plan.copies))
-    groups = roles.groups[origins[:, 0] // plan.copies]
-    scorer.fit(X, groups)
+    with progress.stage(stages(scorer, "patch")[1], len(np.unique(roles.folds)) + 1, "folds") as step:
+        X, origins = collected.rows(np.repeat(roles.folds, plan.copies), step)
+        groups = roles.groups[origins[:, 0] // plan.copies]
+        scorer.fit(X, groups)
+        step()
     train_scores: dict[int, float] = {}
     peaks: dict[int, float] = {}
     medians: list[float] = []
@@ -179,7 +199,8 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
     gaussian = None if wholes is None else wholes.learn()
     whole_scores: dict[int, float] = {}
     if plan.calibration == "split":
-        for image in intake.readable(embed_reduced(roles.held_out)):
+        held_out = intake.readable(embed_reduced(roles.held_out))
+        for image in progress.over(CALIBRATING, held_out, len(roles.held_out)):
             roles.see(image.index, image.whole)
             calibrate(scorer, image.blocks(reduction), image.index)
             if gaussian is not None:
@@ -192,12 +213,15 @@ def fit_patches(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         waiting = next(again, None)
         folds = roles.folds[origins[:, 0] // plan.copies]
         wanted = np.array([roles.fold(index) for index in (*held, *rest)])
-        for fold, unseen in left_out(plan.make_scorer, X, folds, groups, wanted=wanted):
-            for index in [index for index in held if roles.fold(index) == fold]:
-                calibrate(unseen, held.pop(index), index)
-            while waiting is not None and roles.fold(waiting.index) == fold:
-                calibrate(unseen, waiting.blocks(reduction), waiting.index)
-                waiting = next(again, None)
+        with progress.stage(CALIBRATING, len(wanted)) as step:
+            for fold, unseen in left_out(plan.make_scorer, X, folds, groups, wanted=wanted):
+                for index in [index for index in held if roles.fold(index) == fold]:
+                    calibrate(unseen, held.pop(index), index)
+                    step()
+                while waiting is not None and roles.fold(waiting.index) == fold:
+                    calibrate(unseen, waiting.blocks(reduction), waiting.index)
+                    step()
+                    waiting = next(again, None)
     del X
     whole = None
     if wholes is not None and gaussian is not None and train_scores:
@@ -255,10 +279,12 @@ def fit_global(embed: Embed, ids: Sequence[str], plan: Plan) -> Fitted:
         # With few more images than dimensions a PCA knows the images it was learnt from: every fold learns its own.
         fold = whole_folds(groups, plan.random_state)
         calibrating = np.array([roles.calibrates(i) for i in index.tolist()], dtype=bool)
-        for number, unseen in left_out(make, X[rows], fold[rows], groups[rows], wanted=fold[calibrating]):
-            mine = np.flatnonzero(calibrating & (fold == number))
-            for i, score in zip(mine.tolist(), unseen.score(X[mine]).tolist(), strict=True):
-                keep_worst(train_scores, int(index[i]) // plan.copies, score)
+        with progress.stage(CALIBRATING, int(calibrating.sum())) as step:
+            for number, unseen in left_out(make, X[rows], fold[rows], groups[rows], wanted=fold[calibrating]):
+                mine = np.flatnonzero(calibrating & (fold == number))
+                for i, score in zip(mine.tolist(), unseen.score(X[mine]).tolist(), strict=True):
+                    keep_worst(train_scores, int(index[i]) // plan.copies, score)
+                    step()
     origins = np.stack([index, np.zeros_like(index)], axis=1)[rows]
     return _finished(plan, ids, roles, intake, fitted.reduction, fitted.scorer, origins, (1, 1), train_scores)
 

@@ -8,6 +8,9 @@ and reduce), otherwise uniformly at random. `FoldedRows` does so for each fold o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from anomalib_lite.scoring.coreset import greedy_k_center
@@ -182,10 +185,18 @@ class FoldedRows:
         """Take in rows (n, d) of an image, with their numbers (n,) in it; see `RowCollector.add`."""
         self._collectors[fold % len(self._collectors)].add(rows, image, patches)
 
-    def rows(self, folds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows (n, d) and their origins (n, 2); `folds` are those of the images by now. The collector is emptied."""
+    def rows(self, folds: np.ndarray, step: Callable[[], Any] = lambda: None) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (n, d) and their origins (n, 2); the collector is emptied.
+
+        Parameters
+        ----------
+        folds : int (images,), those of the images by now
+        step : called when a fold is done
+        """
         blocks = [collector.rows() for collector in self._collectors]
         if self.coreset_size is None:
+            for _ in np.unique(folds):
+                step()
             return blocks[0]
         parts = []
         for fold in np.unique(folds):
@@ -202,6 +213,7 @@ class FoldedRows:
                 kept, _ = greedy_k_center(rows, self.coreset_size, random_state=self.random_state)
                 rows, origins = rows[kept], origins[kept]
             parts.append((rows, origins))
+            step()
         return np.concatenate([rows for rows, _ in parts]), np.concatenate([origins for _, origins in parts])
 
 

@@ -2,7 +2,8 @@
 
 - `decoding`: one file to its stored values, within limits; `UnreadableImageError`
 - `reading`: stored values, or one array, to RGB or to a mask
-- `sources`: a folder, paths, arrays, PIL images or tensors as one `ImageSource`
+- `sources`: a folder, paths, arrays, PIL images or tensors as one `ImageSource`, of
+  `listing`, `local`, `stored` and `objects`
 - `loading`: decode and resize in threads, in order
 - `variations`: what a camera may change, and varied copies of images
 - `spread`: how much images differ already

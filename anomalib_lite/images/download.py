@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from anomalib_lite.images.mvtec import open_mvtec
+from anomalib_lite.machine.progress import is_wanted
 
 PAGE = "https://www.mvtec.com/research-teaching/datasets/mvtec-ad/downloads"
 LICENSE = f"""\
@@ -107,7 +108,7 @@ def download(
     accept_license: bool = False,
     url: str | None = None,
     sha256: str | None = None,
-    progress: bool = True,
+    progress: bool | None = None,
 ) -> Path:
     """Download and unpack one category of MVTec AD.
 
@@ -127,8 +128,8 @@ def download(
     sha256 : str, optional
         What the archive's SHA-256 has to be; by default the recorded one. With `url` alone for a category
         that is not known, nothing is compared and the SHA-256 found is printed.
-    progress : bool, default True
-        Show a progress bar on stderr.
+    progress : bool, optional
+        Show a progress bar on stderr. Default: in a terminal and in a notebook.
 
     Returns
     -------
@@ -144,6 +145,12 @@ def download(
     DownloadError
         If the server fails, the archive is incomplete, has another SHA-256, is not safe to unpack, or does
         not hold the layout of MVTec AD.
+
+    Examples
+    --------
+    >>> download("metal_nut")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    PermissionError: the licence of MVTec AD is not accepted; ...
     """
     known = CATEGORIES.get(category)
     if url is None and known is None:
@@ -165,7 +172,7 @@ def download(
     expected = sha256 or (known.sha256 if known else None)
     target.parent.mkdir(parents=True, exist_ok=True)
     archive = target.with_name(f"{category}.tar.xz.part")
-    _fetch(url or known.url, archive, progress)  # type: ignore[union-attr]
+    _fetch(url or known.url, archive, is_wanted(progress))  # type: ignore[union-attr]
     found = _sha256(archive)
     if expected is None:
         print(f"{category}: no SHA-256 known to compare; this archive has {found}", file=sys.stderr)

@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from anomalib_lite.images.decoding import UnreadableImageError
 from anomalib_lite.images.proportions import same_proportions
@@ -67,6 +66,8 @@ class Pose:
 
     def applied(self, pixels: np.ndarray) -> np.ndarray:
         """The picture uint8 (H, W, 3) with its part as in the template; what comes in from outside is mirrored."""
+        from scipy import ndimage
+
         if not (self.turn or self.down or self.right):
             return pixels
         matrix, offset = self._from_template((pixels.shape[0], pixels.shape[1]))
@@ -79,6 +80,8 @@ class Pose:
 
     def undone(self, values: np.ndarray) -> np.ndarray:
         """A map (H, W) of the laid picture, brought back to the picture as it came; 0 where it was not looked at."""
+        from scipy import ndimage
+
         if not (self.turn or self.down or self.right):
             return values
         matrix, offset = self._from_template((values.shape[0], values.shape[1]))
@@ -169,6 +172,8 @@ class Fixture:
 
     def _spectrum(self, turn: float) -> np.ndarray:
         """Of the template's contours, turned by degrees."""
+        from scipy import ndimage
+
         matrix, offset = _turned(turn, self._size)
         back = np.linalg.inv(matrix)
         turned = ndimage.affine_transform(
@@ -316,6 +321,8 @@ def _colour(grey: np.ndarray) -> np.ndarray:
 
 def _contours(grey: np.ndarray) -> np.ndarray:
     """Gradients of brightness (h, w), fading towards the border, which has no neighbour on the other side."""
+    from scipy import ndimage
+
     down, right = np.gradient(ndimage.gaussian_filter(grey, _BLUR)) if min(grey.shape) > 1 else (grey, grey)
     steep = np.hypot(down, right)
     fading = [np.hanning(length + 2)[1:-1] ** 0.5 for length in grey.shape]

@@ -7,7 +7,6 @@ is said rather than guessed. An estimate is to be looked at (`diagnose` draws it
 from __future__ import annotations
 
 import numpy as np
-from scipy import ndimage
 
 from anomalib_lite.images.loading import LoadedImage, load
 from anomalib_lite.images.sources import ImageSource
@@ -43,6 +42,8 @@ def estimate_foreground(source: ImageSource, size: tuple[int, int], *, workers: 
     ValueError
         If there is no even ground around the parts.
     """
+    from scipy import ndimage
+
     picked = np.unique(np.linspace(0, len(source) - 1, min(len(source), _IMAGES)).round().astype(int))
     loaded = load(source, picked.tolist(), size=_SIDE, workers=workers)
     pictures = np.array([image.pixels for image in loaded if isinstance(image, LoadedImage)], dtype=np.float32)

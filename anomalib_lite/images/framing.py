@@ -19,9 +19,11 @@ import numpy as np
 from PIL import Image
 
 from anomalib_lite.images.decoding import UnreadableImageError, image_size
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.proportions import STRETCH, Size, same_proportions
 from anomalib_lite.images.region import Region
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ObjectSource
+from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.stored import ObjectSource
 from anomalib_lite.images.tiles import LARGEST_NUMBER, STEP, Window, cut, grid_of, windows_needed
 from anomalib_lite.images.variations import VariedSource
 

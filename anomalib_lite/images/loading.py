@@ -17,8 +17,10 @@ from typing import Any, Literal
 import numpy as np
 
 from anomalib_lite.images.framing import Frame
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.reading import UnreadableImageError, deepest_value
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ObjectSource, ReadsReduced
+from anomalib_lite.images.sources import ImageSource, ReadsReduced
+from anomalib_lite.images.stored import ObjectSource
 from anomalib_lite.machine.threads import usable_cores
 
 # Large JPEGs are decoded at no less than so many times the pixels wanted per side, so that resizing still decides.

@@ -16,8 +16,12 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.images.decoding import image_size
-from anomalib_lite.images.reading import read_mask
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, list_pictures
+from anomalib_lite.images.listing import list_pictures
+from anomalib_lite.images.local import FolderSource, ListSource
+from anomalib_lite.images.objects import StoredObject, is_url
+from anomalib_lite.images.reading import DEFAULT_READING, read_mask
+from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.images.stored import ObjectSource
 
 LAYOUT = """\
     train/good/000.png                     good images, to fit on
@@ -42,8 +46,8 @@ class MVTecDataset:
 
     Attributes
     ----------
-    root : Path
-        The category's folder.
+    root : Path or str
+        The category's folder, or its URL.
     name : str
         The folder's name.
     train : ImageSource
@@ -54,19 +58,19 @@ class MVTecDataset:
         Per test image ``good``, whatever its folder of good ones is called, or the kind of its defect.
     labels : ndarray of shape (n_test,), bool
         True where a test image is defective.
-    mask_paths : list of Path or None
+    mask_paths : list of Path, StoredObject or None
         Per test image its mask; None for good images and where there is none.
     pairing_problems : list of str
         Defective images without a mask, masks without an image, images outside a kind's folder.
     """
 
-    root: Path
+    root: Path | str
     name: str
     train: FolderSource
     test: FolderSource
     kinds: list[str]
     labels: np.ndarray
-    mask_paths: list[Path | None]
+    mask_paths: list[Path | StoredObject | None]
     pairing_problems: list[str]
 
     @property
@@ -100,9 +104,10 @@ class MVTecDataset:
         path = self.mask_paths[i]
         if path is None and self.labels[i]:
             raise ValueError(f"{self.test.ids[i]}: defective, but without a mask; ask has_mask first")
-        mask = read_mask_of(self.test.root / self.test.ids[i], path, size)
-        if path is not None and not 0 < mask.mean() <= 0.95:
-            share = read_mask(path).mean()  # a small defect may be lost in a small size, and that is no fault
+        content = path.content(str(path), DEFAULT_READING.max_bytes) if isinstance(path, StoredObject) else path
+        mask = read_mask_of(self.test.item(i), content, size, names=(str(self.test.root / self.test.ids[i]), str(path)))
+        if content is not None and not 0 < mask.mean() <= 0.95:
+            share = read_mask(content).mean()  # a small defect may be lost in a small size, and that is no fault
             if not 0 < share <= 0.95:
                 fault = f"{share:.0%} of it is marked; inverted?" if share else "nothing is marked"
                 raise ValueError(f"{path}: the mask of the defective {self.test.ids[i]}, but {fault} Draw it again")
@@ -145,8 +150,9 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
 
     Parameters
     ----------
-    folder : path
-        The category's folder, which holds ``train`` and, as a rule, ``test`` and ``ground_truth``.
+    folder : path or URL
+        The category's folder, which holds ``train`` and, as a rule, ``test`` and ``ground_truth``; on the disk, in an
+        object store (``s3://bucket/metal_nut``) or an archive (``zip://metal_nut::sets.zip``), see `open_source`.
 
     Returns
     -------
@@ -157,31 +163,81 @@ def open_mvtec(folder: str | os.PathLike[str]) -> MVTecDataset:
     ------
     FileNotFoundError
         If there is no ``train/good``, or no image in it; the text shows the layout and what was found.
+    ImportError, PermissionError, OSError
+        If a store cannot be opened or listed.
     """
+    if is_url(folder):
+        return _open_stored(str(folder))
     root = Path(folder)
     good = good_folders(root / "train")
     if not good:
         raise FileNotFoundError(_wrong_layout(root))
-    images = list_pictures(root / "test") if (root / "test").is_dir() else []
-    problems = [f"test/{id_}: not in the folder of a kind, left out" for id_ in images if "/" not in id_]
+    images, masks = pictures_in(root / "test"), pictures_in(root / "ground_truth")
     ids = [id_ for id_ in images if "/" in id_]
-    folders = [id_.split("/")[0] for id_ in ids]
-    kinds = [GOOD_NAMES[0] if is_good_name(name) else name for name in folders]
-    mask_paths, unpaired = pair_masks(root / "ground_truth", ids)
+    paired, problems = pair_masks(masks, images)
     return MVTecDataset(
         root=root,
         name=root.resolve().name,
         train=_together(good),
         test=FolderSource(root / "test", ids),
-        kinds=kinds,
-        labels=np.array([not is_good_name(kind) for kind in kinds], bool),
-        mask_paths=mask_paths,
-        pairing_problems=problems + unpaired,
+        kinds=_kinds(ids),
+        labels=_labels(ids),
+        mask_paths=[None if mask is None else root / "ground_truth" / mask for mask in paired],
+        pairing_problems=problems,
     )
 
 
-def read_mask_of(image: Path, mask: Path | None, size: tuple[int, int] | None = None) -> np.ndarray:
+def _open_stored(url: str) -> MVTecDataset:
+    """Open a category that lies in an object store or an archive; it is listed once."""
+    everything = ObjectSource(url)
+    inside = [PurePosixPath(id_).parts for id_ in everything.ids]
+    good = sorted({parts[1] for parts in inside if parts[0] == "train" and len(parts) > 2 and is_good_name(parts[1])})
+    if not good:
+        categories = {parts[0] for parts in inside if len(parts) > 3 and parts[1] == "train" and is_good_name(parts[2])}
+        raise FileNotFoundError(
+            _not_the_layout(url, {parts[0] + "/" * (len(parts) > 1) for parts in inside}, sorted(categories))
+        )
+    if len(good) == 1:
+        train = everything.below(f"train/{good[0]}")
+    else:
+        learnt = everything.below("train")
+        train = everything.below("train", [id_ for id_ in learnt.ids if id_.partition("/")[0] in good])
+    images, masks = everything.below("test").ids, everything.below("ground_truth")
+    ids = [id_ for id_ in images if "/" in id_]
+    paired, problems = pair_masks(masks.ids, images)
+    return MVTecDataset(
+        root=url,
+        name=PurePosixPath(url.partition("::")[0].partition("://")[2]).name or PurePosixPath(url).stem,
+        train=train,
+        test=everything.below("test", ids),
+        kinds=_kinds(ids),
+        labels=_labels(ids),
+        mask_paths=[None if mask is None else masks.stored(masks.ids.index(mask)) for mask in paired],
+        pairing_problems=problems,
+    )
+
+
+def _kinds(ids: list[str]) -> list[str]:
+    folders = [id_.split("/")[0] for id_ in ids]
+    return [GOOD_NAMES[0] if is_good_name(name) else name for name in folders]
+
+
+def _labels(ids: list[str]) -> np.ndarray:
+    return np.array([not is_good_name(id_.split("/")[0]) for id_ in ids], bool)
+
+
+def read_mask_of(
+    image: Path | bytes,
+    mask: Path | bytes | None,
+    size: tuple[int, int] | None = None,
+    *,
+    names: tuple[str, str] | None = None,
+) -> np.ndarray:
     """Read the mask of an image, bool (H, W), all False where `mask` is None; at the image's size or the one given.
+
+    Parameters
+    ----------
+    names : what to call image and mask in an error, if not by their paths
 
     Raises
     ------
@@ -192,14 +248,15 @@ def read_mask_of(image: Path, mask: Path | None, size: tuple[int, int] | None = 
     """
     if mask is None:
         return np.zeros(size or image_size(image), bool)
-    (height, width), (mask_height, mask_width) = image_size(image), image_size(mask)
+    image_name, mask_name = names or (str(image), str(mask))
+    (height, width), (mask_height, mask_width) = image_size(image, image_name), image_size(mask, mask_name)
     # Equal aspect ratio up to the pixel that rounding takes when a picture is scaled.
     if abs(mask_height * width / mask_width - height) > max(1, height / mask_height):
         raise ValueError(
-            f"{mask}: {mask_height} x {mask_width} pixels do not fit the image {image} of "
+            f"{mask_name}: {mask_height} x {mask_width} pixels do not fit the image {image_name} of "
             f"{height} x {width}; the two have to show the same field (height x width, upright)"
         )
-    return read_mask(mask, size or (height, width))
+    return read_mask(mask, size or (height, width), mask_name)
 
 
 def refuse_labelled_root(images: Any, source: ImageSource) -> None:
@@ -266,15 +323,16 @@ def _not_of_good_parts(paths: list[PurePosixPath]) -> tuple[PurePosixPath, str] 
 
 
 def _wrong_layout(root: Path) -> str:
-    expected = f"the layout of MVTec AD is\n{LAYOUT}"
     if not root.is_dir():
-        return f"{root}: no such folder; {expected}"
-    inside = sorted(path.name + "/" * path.is_dir() for path in root.iterdir())
-    found = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "")
-    text = f"{root}: no train/good in it, found {found or 'nothing'}; {expected}"
-    if categories := _categories(root):
-        text += f"\nOpen one category instead, for instance {categories[0].parent.parent}"
-    return text
+        return f"{root}: no such folder; the layout of MVTec AD is\n{LAYOUT}"
+    inside = {path.name + "/" * path.is_dir() for path in root.iterdir()}
+    return _not_the_layout(root, inside, [good.parent.parent.name for good in _categories(root)])
+
+
+def _not_the_layout(root: Path | str, inside: set[str], categories: list[str]) -> str:
+    found = ", ".join(sorted(inside)[:8]) + (", ..." if len(inside) > 8 else "")
+    text = f"{root}: no train/good in it, found {found or 'nothing'}; the layout of MVTec AD is\n{LAYOUT}"
+    return f"{text}\nOpen one category instead, for instance {root}/{categories[0]}" if categories else text
 
 
 def _categories(root: Path) -> list[Path]:
@@ -291,15 +349,25 @@ def _together(folders: list[Path]) -> FolderSource:
     return FolderSource(root, ids) if ids else FolderSource(folders[0])  # which says what it looked for
 
 
-def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], list[str]]:
-    """Find the mask of each test image (``kind/name.png``), and list what is left over on both sides."""
-    masks = list_pictures(ground_truth) if ground_truth.is_dir() else []
+def pictures_in(folder: Path) -> list[str]:
+    """Paths of the pictures in a folder; none where there is no such folder."""
+    return list_pictures(folder) if folder.is_dir() else []
+
+
+def pair_masks(masks: list[str], images: list[str]) -> tuple[list[str | None], list[str]]:
+    """Find the mask of each test image (``kind/name.png``), and list what is left over.
+
+    Parameters
+    ----------
+    masks : paths in ``ground_truth``
+    images : paths in ``test``; those in no folder of a kind are left out, and listed
+    """
+    problems = [f"test/{id_}: not in the folder of a kind, left out" for id_ in images if "/" not in id_]
     by_stem: dict[str, list[str]] = {}
     for mask in masks:
         by_stem.setdefault(_stem(mask), []).append(mask)
-    paths: list[Path | None] = []
-    problems = []
-    for id_ in ids:
+    paths: list[str | None] = []
+    for id_ in (id_ for id_ in images if "/" in id_):
         # Taken out of the dict: a mask pairs with one image, and what stays behind pairs with none.
         found = by_stem.pop(f"{_stem(id_)}_mask", []) + by_stem.pop(_stem(id_), [])
         if is_good_name(id_.split("/")[0]):
@@ -308,7 +376,7 @@ def pair_masks(ground_truth: Path, ids: list[str]) -> tuple[list[Path | None], l
             paths.append(None)
             problems.append(f"test/{id_}: defective, but no mask ground_truth/{_stem(id_)}_mask.png")
         else:
-            paths.append(ground_truth / found[0])
+            paths.append(found[0])
             problems += [f"ground_truth/{mask}: second mask of test/{id_}, left out" for mask in found[1:]]
     for stray in by_stem.values():
         problems += [f"ground_truth/{mask}: no image test/{_stem(mask).removesuffix('_mask')}.*" for mask in stray]

@@ -201,6 +201,9 @@ class StoredObject:
         """Its bytes, see `ObjectStore.fetch`."""
         return self.store.fetch(self.path, name, size=self.size, most=most)
 
+    def __str__(self) -> str:
+        return f"{self.store.url.partition('://')[0]}://{self.path.lstrip('/')}"
+
     def may_be_deep(self, name: str) -> bool:
         """Whether it may hold more than 8 bits per value, by the first bytes; the rest is not downloaded."""
         head = self.store.fetch(self.path, name, size=None, most=26, first=26)

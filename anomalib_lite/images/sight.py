@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from scipy import ndimage
 
 from anomalib_lite.images.sources import ImageSource, ReadsReduced
 
@@ -131,6 +130,8 @@ class SightingSource:
 
 def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
     """Brightness of its hundredth brightest pixel, share of white ones, contrast, sharpness."""
+    from scipy import ndimage
+
     height, width = pixels.shape[:2]
     shrink = max(1.0, min(height, width) / _SIDE)
     size = max(1, round(width / shrink)), max(1, round(height / shrink))
@@ -148,6 +149,8 @@ def _figures(pixels: np.ndarray) -> tuple[float, float, float, float]:
 
 def _sharpness(grey: np.ndarray) -> float:
     """How much of its contours is lost when it is blurred once more; sharp ones lose most (Crete et al., SPIE 2007)."""
+    from scipy import ndimage
+
     steep, blurred = _steepness(grey), _steepness(ndimage.uniform_filter(grey, 5))
     strong = steep >= np.partition(steep, int(0.9 * steep.size))[int(0.9 * steep.size)]
     total = float(steep[strong].sum())

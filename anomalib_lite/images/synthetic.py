@@ -53,8 +53,10 @@ def make_metal_nut(
     ----------
     folder : path
         A new or an empty folder.
-    n_train, n_good : int
-        Good images to fit on (``train/good``) and to test on (``test/good``).
+    n_train : int
+        Good images to fit on (``train/good``).
+    n_good : int
+        Good images to test on (``test/good``).
     n_defect : int
         Test images of each kind of defect: scratch, bent, color, flip. Each has a mask.
     size : int, default 256
@@ -71,6 +73,13 @@ def make_metal_nut(
     ------
     FileExistsError
         If `folder` holds anything: images of two sets would mix.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> root = make_metal_nut(tempfile.mkdtemp(), n_train=2, n_good=1, n_defect=1, size=32)
+    >>> sorted(path.relative_to(root).as_posix() for path in root.glob("*/*"))[:3]
+    ['ground_truth/bent', 'ground_truth/color', 'ground_truth/flip']
     """
     root = Path(folder)
     if root.exists() and any(root.iterdir()):

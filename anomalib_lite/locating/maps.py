@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
 
 from anomalib_lite.images.framing import Frame
 
@@ -48,6 +47,8 @@ def map_bands(
     height, width = original if size is None else size
     judged = np.isfinite(grid)
     if not judged.all():  # what is not looked at goes on like what lies nearest to it
+        from scipy.ndimage import distance_transform_edt  # seldom, and slow to load
+
         nearest = distance_transform_edt(~judged, return_distances=False, return_indices=True)
         grid = grid[tuple(nearest)]
     canvas = (height, width) if frame is None else frame.canvas(original, (height, width))

@@ -2,17 +2,15 @@
 
 A region is there where the map is above the pixel threshold. It reaches to where the map falls to half of the height
 that it has near by: a network blurs, and half way down its flank is where an edge was, however high the threshold.
+numpy is all that is needed here, since the runner without torch has a copy of this file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import contourpy
 import numpy as np
-from scipy import ndimage
 
 # How far a defect's height counts, in patches. Regions of metal_nut, bottle and kolektor then have 1.1, 1.3 and 1.3
 # times the area of their masks on the median; with 2 patches 1.1, 1.6 and 1.6, with 8 1.1, 1.1 and 1.3. A share of
@@ -20,6 +18,9 @@ from scipy import ndimage
 _NEAR = 4
 _SHARE = 0.5
 Ring = tuple[tuple[float, float], ...]
+Box = tuple[slice, slice]  # rows and columns
+# Around a pixel, clockwise: up, right, down, left, as (y, x).
+_AROUND = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,12 @@ def find_regions(
     none = np.zeros(anomaly_map.shape, dtype=np.int32)
     if not (anomaly_map > threshold).any():
         return [], none
-    near = ndimage.maximum_filter(anomaly_map, [2 * round(_NEAR * length) + 1 for length in patch])
-    high = (anomaly_map > usual + _SHARE * (near - usual)) & (near > threshold)
-    labels, count = ndimage.label(high)
+    near = anomaly_map
+    for axis, length in enumerate(patch):
+        near = _highest(near, round(_NEAR * length), axis)
+    labels, boxes = _labelled((anomaly_map > usual + _SHARE * (near - usual)) & (near > threshold))
+    count = len(boxes)
     numbers = np.arange(1, count + 1)
-    boxes = ndimage.find_objects(labels)
     peaks = np.array([anomaly_map[box][labels[box] == i].max() for i, box in enumerate(boxes, start=1)])
     height, width = anomaly_map.shape
     scale = (1.0, 1.0) if size is None else (size[0] / height, size[1] / width)
@@ -116,13 +118,90 @@ def find_regions(
     return found, none
 
 
+def _highest(values: np.ndarray, reach: int, axis: int) -> np.ndarray:
+    """The highest of the values up to `reach` away along an axis."""
+    widths = [(reach, reach) if i == axis else (0, 0) for i in range(values.ndim)]
+    found = np.moveaxis(np.pad(values, widths, constant_values=-np.inf), axis, 0)
+    seen, wanted = 1, 2 * reach + 1
+    while seen < wanted:  # windows of twice the width, of two that overlap
+        step = min(seen, wanted - seen)
+        found = np.maximum(found[:-step], found[step:])
+        seen += step
+    return np.moveaxis(found, 0, axis)
+
+
+def _labelled(mask: np.ndarray) -> tuple[np.ndarray, list[Box]]:
+    """Pixels that hang together along their sides: int32 (h, w), 0 outside, 1 for the first, ...; and their boxes."""
+    height, width = mask.shape
+    line = width + 1  # so that no run touches one of the next row
+    steps = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # (h, w + 1)
+    starts, ends = np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)  # of the runs of a row, in order
+    # Above a run lie those that end behind its start and start before its end.
+    first = np.searchsorted(ends, starts - line, side="right")
+    last = np.searchsorted(starts, ends - line, side="left")
+    parent = list(range(len(starts)))
+
+    def root(run: int) -> int:
+        while parent[run] != run:
+            parent[run] = run = parent[parent[run]]
+        return run
+
+    for run, (begin, end) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
+        for above in range(begin, end):
+            one, other = sorted((root(run), root(above)))
+            parent[other] = one
+    roots, numbers = np.unique([root(run) for run in range(len(starts))], return_inverse=True)
+    painted = np.zeros(height * line, dtype=np.int32)
+    painted[starts], painted[ends] = numbers + 1, -(numbers + 1)
+    boxes = []
+    ends_of = [np.full(len(roots), fill) for fill in (height, 0, width, 0)]  # top, bottom, left, right
+    for function, edge, values in zip(
+        (np.minimum, np.maximum, np.minimum, np.maximum),
+        ends_of,
+        (starts // line, starts // line + 1, starts % line, ends % line),
+        strict=True,
+    ):
+        function.at(edge, numbers, values)
+    for top, bottom, left, right in zip(*(edge.tolist() for edge in ends_of), strict=True):
+        boxes.append((slice(top, bottom), slice(left, right)))
+    return painted.reshape(height, line).cumsum(axis=1, dtype=np.int32)[:, :width], boxes
+
+
 def _outline(inside: np.ndarray, corner: tuple[int, int], scale: tuple[float, float]) -> tuple[Ring, ...]:
-    """Rings around a region bool (h, w) whose upper left corner lies at (y, x): the longest first."""
-    padded = np.pad(inside, 1).astype(np.float32)
-    rings: Sequence[np.ndarray] = contourpy.contour_generator(z=padded).lines(0.5)  # type: ignore[assignment]
+    """Rings around a region bool (h, w) whose upper left corner lies at (y, x): the longest first.
+
+    Their corners are the middles of the sides between a pixel inside and one outside (marching squares, of which
+    pixels that touch at a corner alone do not hang together).
+    """
+    mask = np.pad(inside, 1)
+    flat, width = mask.ravel(), mask.shape[1]
+    away = [dy * width + dx for dy, dx in _AROUND]
+    within = np.flatnonzero(flat)
+    sides = [within[~flat[within + offset]] for offset in away]  # of each direction, the pixels that end there
+    known = np.concatenate([pixels + d * flat.size for d, pixels in enumerate(sides)])  # ascending
+    following = []
+    for d, pixels in enumerate(sides):  # clockwise around what is inside
+        turned = (d + 1) % 4
+        beside = pixels + away[turned]
+        beyond = beside + away[d]
+        ahead = np.where(flat[beyond], beyond + (d + 3) % 4 * flat.size, beside + d * flat.size)
+        following.append(np.where(flat[beside], ahead, pixels + turned * flat.size))
+    follows = np.searchsorted(known, np.concatenate(following)).tolist()
+    directions, pixels = np.divmod(known, flat.size)
     # The middle of the first pixel lies at 1 in what is padded, and at half a pixel in the image.
-    placed = [np.round((ring - 0.5 + corner[::-1]) * scale[::-1], 1).tolist() for ring in rings]
-    return tuple(sorted((tuple((x, y) for x, y in ring) for ring in placed), key=_extent, reverse=True))
+    places = np.stack([pixels % width, pixels // width], axis=1) - 0.5 + np.array(_AROUND)[directions, ::-1] / 2
+    corners = np.round((places + corner[::-1]) * scale[::-1], 1).tolist()
+    rings, done = [], [False] * len(follows)
+    for start in range(len(follows)):
+        if done[start]:
+            continue
+        ring, at = [], start
+        while not done[at]:
+            done[at] = True
+            ring.append((corners[at][0], corners[at][1]))
+            at = follows[at]
+        rings.append((*ring, ring[0]))
+    return tuple(sorted(rings, key=_extent, reverse=True))
 
 
 def _extent(ring: Ring) -> float:

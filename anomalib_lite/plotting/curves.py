@@ -45,7 +45,9 @@ def plot_score_histogram(scores: ArrayLike, kinds: Sequence[str], threshold: flo
     order = sorted(set(kinds), key=_good_first)
     figure = new_figure(height=1.2 + 0.45 * len(order))
     axes = axes_of(figure, len(order), 1, sharex=True)
-    edges = np.histogram_bin_edges(values, bins=40)
+    finite = values[np.isfinite(values)]
+    edges = np.histogram_bin_edges(finite, bins=40)
+    values = np.clip(values, edges[0], edges[-1])  # an infinite score stands at the end
     for number, (axis, kind) in enumerate(zip(axes, order, strict=True)):
         colour = GOOD if is_good_name(kind) else COLOURS[number % len(COLOURS)]
         counts, _, _ = axis.hist(values[names == kind], bins=edges.tolist(), color=colour)

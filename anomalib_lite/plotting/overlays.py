@@ -1,7 +1,8 @@
 """Anomaly maps over their images, on one colour scale: as figures, as contact sheets, as a folder of PNG files.
 
-The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own
-map varies. What is outside the region of interest is dark, and a line goes around every region of a defect.
+The scale is fixed by the alarm threshold, never by the image: a good part stays uncoloured however its own map
+varies, and white ground stays white. What is outside the region of interest is dark, and a line goes around every
+region of a defect.
 """
 
 from __future__ import annotations
@@ -31,7 +32,11 @@ from anomalib_lite.plotting.style import TEXT, axes_of, literal, new_figure, sho
 # Dark to light in even steps: ordered in grey print and for the colour-blind.
 COLOURS = "inferno"
 _OPACITY = 0.65
+# Of the scale, whose third is the threshold (`map_scale`): nothing is painted below the first, most from the second on.
+# The first is 0.8 of the threshold; 97 of 100 patches of good images lie below it (metal_nut 0.82, kolektor 0.73).
+_FAINT, _STRONG = 0.2, 0.55
 _SHADE = 0.4  # of the light of what is not looked at
+_PALETTE = 64  # entries of a heat layer's palette
 _LEVELS = 4096  # of heat: the eye tells fewer, and a table is faster than a formula for every pixel
 _LARGEST = 2**25  # pixels of an overlay; larger images are drawn at a half of their sides, or a third, ...
 _PIXELS = 2**19  # painted at a time, so that a long line-scan picture needs little more memory than itself
@@ -47,7 +52,7 @@ def overlay(
     pixels : uint8 (H, W, 3)
     anomaly_map : float (H, W)
     scale : (low, high)
-        Scores painted not at all and fully.
+        Scores at the two ends of the colours; nothing is painted in their lowest fifth.
     looked_at : bool (H, W), optional
         What is False is drawn darker.
 
@@ -74,6 +79,35 @@ def overlaid(scores: Scored, i: int, pixels: np.ndarray, *, in_place: bool = Fal
     return painted
 
 
+def heat_opacity(heat: np.ndarray) -> np.ndarray:
+    """How much of its colour covers a picture, by the place in the scale from 0 to 1: what is good stays uncovered."""
+    rise = np.clip((heat - _FAINT) / (_STRONG - _FAINT), 0, 1)
+    return _OPACITY * rise * rise * (3 - 2 * rise)
+
+
+def heat_layer(anomaly_map: np.ndarray, scale: tuple[float, float], looked_at: np.ndarray | None = None) -> Image.Image:
+    """A heat map to be laid over a picture, with the opacities of `overlay`: RGBA in a palette, for a small PNG file.
+
+    Parameters
+    ----------
+    anomaly_map : float (h, w)
+    scale, looked_at : as for `overlay`
+    """
+    low, high = scale
+    heat = np.clip((anomaly_map - low) / max(high - low, 1e-12), 0, 1)
+    # The first entry of the palette is nothing, the last is what is not looked at.
+    shares = np.linspace(_FAINT, 1, _PALETTE - 1)
+    entries = np.rint((heat - _FAINT) / (1 - _FAINT) * (_PALETTE - 2)).clip(0).astype(np.uint8)
+    colours = np.vstack([255 * colormaps[COLOURS](shares)[:, :3], [[0, 0, 0]]])
+    opacity = np.append(heat_opacity(shares), 1 - _SHADE)
+    if looked_at is not None:
+        entries[~looked_at] = _PALETTE - 1
+    layer = Image.fromarray(entries, "P")
+    layer.putpalette(np.rint(colours).astype(np.uint8).tobytes())
+    layer.info["transparency"] = np.rint(255 * opacity).astype(np.uint8).tobytes()
+    return layer
+
+
 def _paint(
     painted: np.ndarray,
     pixels: np.ndarray,
@@ -83,8 +117,7 @@ def _paint(
 ) -> None:
     low, high = scale
     heat = np.linspace(0, 1, _LEVELS, dtype=np.float32)
-    # Opacity grows with the heat, so that what is good shows through unchanged.
-    weight = _OPACITY * np.sqrt(heat)[:, None]
+    weight = heat_opacity(heat)[:, None]
     colours = colormaps[COLOURS](heat)[:, :3].astype(np.float32) * 255 * weight
     steps = (_LEVELS - 1) / max(high - low, 1e-12)  # of heat in a unit of score
     step = max(1, _PIXELS // pixels.shape[1])

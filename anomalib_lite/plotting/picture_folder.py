@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.images.listing import OVERLAYS_MARK, SUFFIXES
 from anomalib_lite.images.reading import UnreadableImageError
-from anomalib_lite.images.sources import OVERLAYS_MARK, SUFFIXES
+from anomalib_lite.machine.progress import DRAWING, over
 
 _OURS = (*SUFFIXES, ".npy")
 
@@ -55,7 +56,7 @@ def save_pictures(
     lost: dict[str, str] = {}
     folder.mkdir(parents=True, exist_ok=True)
     _write_manifest(folder, known | {name: wanted[i] for i, name in names.items()}, lost, about)
-    for i, name in names.items():
+    for i, name in over(DRAWING, names.items(), len(names), "pictures"):
         try:
             write(i, folder / name)
         except UnreadableImageError as error:

@@ -36,17 +36,19 @@ class Located(Protocol):
     def defect_mask(self, i: int, *, min_area: float = 0.0, max_regions: int | None = None) -> np.ndarray: ...
 
 
-def regions_to_csv(scores: Located, path: str | os.PathLike[str], **limits: Any) -> Path:
+def regions_to_csv(
+    scores: Located, path: str | os.PathLike[str], *, decimal_comma: bool = False, **limits: Any
+) -> Path:
     """Write one line per region; see `Scores.regions_to_csv`."""
     names = ["id", "verdict", "region", "left", "top", "right", "bottom", "area", "area_mm2", "peak", "mean", "x", "y"]
-    return write_csv(path, [names, *_region_lines(scores, limits)])
+    return write_csv(path, [names, *_region_lines(scores, limits)], decimal_comma=decimal_comma)
 
 
-def _region_lines(scores: Located, limits: dict[str, Any]) -> Iterator[list[str]]:
+def _region_lines(scores: Located, limits: dict[str, Any]) -> Iterator[list[str | float]]:
     for i, (image_id, verdict) in enumerate(zip(scores.ids, scores.verdicts, strict=True)):
         for number, region in enumerate(scores.regions(i, **limits), start=1):
             numbers = [*region.box, region.area, region.area_mm2, region.peak, region.mean, *region.peak_at]
-            cells = ["" if value is None else f"{value:.6g}" for value in numbers]
+            cells: list[str | float] = ["" if value is None else value for value in numbers]
             yield [as_text(image_id), verdict, str(number), *cells]
 
 

@@ -10,11 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from anomalib_lite.images.sources import open_source
+from anomalib_lite.plotting.places import CONTEXT, Box
 from anomalib_lite.plotting.scored import Scored, pictures_of
 from anomalib_lite.plotting.style import ALARM, COLOURS, TEXT, axes_of, new_figure, shortened
-
-_CONTEXT = 3.0  # a crop shows this many patches either way
-Box = tuple[int, int, int, int]
 
 
 def plot_retrieval(scores: Scored, i: int, images: Any, training_images: Any) -> Figure:
@@ -60,7 +58,7 @@ def _whole(axis: Axes, pixels: np.ndarray, box: Box, colour: str, title: str) ->
 
 def _close(axis: Axes, pixels: np.ndarray, box: Box, colour: str, title: str) -> None:
     left, top, right, bottom = box
-    reach_x, reach_y = _CONTEXT * (right - left), _CONTEXT * (bottom - top)
+    reach_x, reach_y = CONTEXT * (right - left), CONTEXT * (bottom - top)
     axis.imshow(pixels, interpolation="nearest")
     # The same extent for every crop, so that both can be compared; beyond the image it is grey.
     axis.set_facecolor("#e4e4e4")

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import is_color_like, to_rgb, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.text import Text
@@ -43,6 +44,24 @@ def new_figure(width: float = PAGE_WIDTH, height: float = 3.2) -> Figure:
     """An empty figure in inches, drawn by Agg, known to nobody else."""
     figure = LiteralFigure(figsize=(width, height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def turned_dark(figure: Figure, ground: str, ink: str) -> Figure:
+    """The same figure with `ground` for white and `ink` for black; other colours stay."""
+    parts = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecolor")
+    for axis in figure.axes:
+        axis.tick_params(color=ink, labelcolor=ink)  # ticks that are made when it is drawn
+    for artist in figure.findobj():
+        for part in parts:
+            if not (hasattr(artist, f"get_{part}") and hasattr(artist, f"set_{part}")):
+                continue
+            colour = getattr(artist, f"get_{part}")()
+            if not is_color_like(colour):  # of scattered points an array
+                continue
+            red, green, blue, opacity = to_rgba(colour)
+            if opacity and red == green == blue and red in (0.0, 1.0):
+                getattr(artist, f"set_{part}")((*to_rgb(ink if red == 0.0 else ground), opacity))
     return figure
 
 

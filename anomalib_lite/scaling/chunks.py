@@ -5,12 +5,14 @@ is packed once, and unpacked once by every process. A few chunks at a time are u
 nor that of the workers changes a result, and what has come back and was not used yet has a bound.
 
 A worker that dies takes its chunks with it: they are computed again, then one by one, then in halves, until the image
-that kills workers stands alone and is given up; everything of it is said in warnings.
+that kills workers stands alone and is given up; everything of it is said in warnings. Workers that fail at nothing at
+all are an error: no image is given up for an engine that has gone.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import threading
 import warnings
@@ -118,6 +120,8 @@ def engine_in_force() -> Engine | None:
     backend, n_jobs = get_active_backend()
     if getattr(backend, "uses_threads", False):
         return None
+    if n_jobs is None:
+        n_jobs = backend.default_n_jobs
     name = type(backend).__name__
     if name == "MultiprocessingBackend":
         raise ValueError(
@@ -149,6 +153,8 @@ def over_chunks(
     ------
     Exception
         Whatever `work` raised.
+    RuntimeError
+        If there are no workers any more that could do anything.
     """
     ready: Queue[Any] = Queue(1)
     stopped = threading.Event()
@@ -211,8 +217,8 @@ class _Workers:
             except Exception as error:
                 self._close()
                 what = "; ".join(chunk.name for chunk in chunks[:3]) + ("; …" if len(chunks) > 3 else "")
-                reason = " ".join(str(error).split())[:200]
-                self.complaints.append(f"a worker died ({type(error).__name__}: {reason}); computed again: {what}")
+                self.complaints.append(f"a worker died ({_short(error)}); computed again: {what}")
+                self._see_whether_any_works()
                 continue
             for answer in answers:
                 if isinstance(answer, BaseException):
@@ -227,14 +233,28 @@ class _Workers:
         reason = f"{chunk.name}: the process that looked at it died, each time; look at the picture, or at its memory"
         return [Done(chunk, [UnreadableImage(index, chunk.name, reason)], Noted())]
 
-    def _asked(self, chunks: list[Chunk]) -> list[Any]:
+    def _see_whether_any_works(self) -> None:
+        """Raise if workers fail at nothing at all: then the engine has gone, and no image is to blame."""
+        try:
+            self._opened()(joblib.delayed(os.getpid)() for _ in range(self.engine.workers))
+        except Exception as error:
+            self._close()
+            name = type(self.engine.backend).__name__
+            raise RuntimeError(
+                f"{name}: no worker works any more ({_short(error)}); start them and this again"
+            ) from error
+
+    def _opened(self) -> Any:
         if self._parallel is None:
             self._parallel = joblib.Parallel(
                 n_jobs=self.engine.n_jobs, backend=self.engine.backend, batch_size=1, pre_dispatch="all"
             ).__enter__()
+        return self._parallel
+
+    def _asked(self, chunks: list[Chunk]) -> list[Any]:
         # The array by itself, since joblib looks no deeper for what is to be mapped (loky) or scattered once (Dask).
         digest, data = self.packed.digest, self.packed.data
-        return self._parallel(joblib.delayed(_answer)(self.work, digest, data, chunk) for chunk in chunks)
+        return self._opened()(joblib.delayed(_answer)(self.work, digest, data, chunk) for chunk in chunks)
 
     def _close(self) -> None:
         parallel, self._parallel = self._parallel, None
@@ -243,6 +263,10 @@ class _Workers:
                 parallel.__exit__(None, None, None)
             except Exception as error:  # of workers that are gone already
                 self.complaints.append(f"workers did not end as they should: {error!r}")
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _answer(work: Work, digest: str, data: np.ndarray, chunk: Chunk) -> Any:
@@ -320,16 +344,16 @@ def _ray(**given: Any) -> Any:
     """Ray's backend for joblib, by name: all of its processors by default, as Dask's."""
     try:
         import ray
-        from ray.util.joblib.ray_backend import RayBackend
+        from ray.util.joblib import ray_backend
     except ImportError as error:
         raise ImportError("joblib's backend 'ray' needs Ray: pip install 'anomalib_lite[ray]'") from error
 
-    class Backend(RayBackend):
+    class RayBackend(ray_backend.RayBackend):
         default_n_jobs = -1
 
     if not ray.is_initialized():
         ray.init()
-    return Backend(**given)
+    return RayBackend(**given)
 
 
 register_parallel_backend("ray", _ray)

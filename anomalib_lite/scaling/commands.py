@@ -10,16 +10,17 @@ import typer
 
 
 def score_to_parquet(
-    detector: Any, images: Any, folder: Path, *, chunk: int | None, as_json: bool, strict: bool, others: dict[str, Any]
-) -> None:
+    detector: Any, images: Any, folder: Path, *, chunk: int | None, as_json: bool, others: dict[str, Any]
+) -> Any:
     """Score into a folder of Parquet files, or go on where that stopped, and print how many have which verdict.
+
+    Returns what was written, see `parquet.score_to_parquet`.
 
     Raises
     ------
     ValueError
         If something else is to be written as well, which would have to be held in memory: `others`, by its flag.
     """
-    from anomalib_lite.results import NO_VERDICT
     from anomalib_lite.scaling import parquet
 
     if asked := [flag for flag, value in others.items() if value is not None]:
@@ -33,5 +34,4 @@ def score_to_parquet(
         typer.echo(f"{written.rows} images: {told}; {written.folder}{before}")
     for reason in written.reasons.values():
         typer.echo(f"unreadable: {reason}", err=True)
-    if written.verdicts.get(NO_VERDICT) and strict:
-        raise typer.Exit(1)
+    return written

@@ -8,19 +8,18 @@ them is the same, to the rounding of floats.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import Block, EmbeddedImage, EmbeddedSource, OnUnreadable, embed_source
 from anomalib_lite.fitted.core import Fitted, ScoredRows
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource
+from anomalib_lite.machine.progress import over
 from anomalib_lite.scaling.chunks import (
     AT_A_TIME,
     CHUNK,
@@ -144,7 +143,7 @@ def _elsewhere(
     chunks = cut(source, indices.tolist(), max(1, min(CHUNK, _CHUNK_PIXELS // pixels)))
     ahead = _SCORED_AT_A_TIME if work is _scored else AT_A_TIME
     found = kept_notes(source, over_chunks(engine, work, Packed(task), chunks, at_a_time=ahead))
-    yield from tqdm(found, desc=progress, total=len(indices), unit="image", file=sys.stderr, disable=progress is None)
+    yield from over(progress, found, len(indices))
 
 
 def _embedded(task: _Task, chunk: Chunk) -> list[Any]:

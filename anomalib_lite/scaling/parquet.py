@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from anomalib_lite.files.atomic import write_atomically
+from anomalib_lite.fitted.calibration import NO_VERDICT
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.sources import ImageSource
 from anomalib_lite.machine.threads import one_blas_thread
-from anomalib_lite.results import NO_VERDICT, Scores, Scoring
+from anomalib_lite.results import Scores, Scoring
 from anomalib_lite.scaling.chunks import Chunk, Packed, each_alone, engine_in_force, over_chunks
 from anomalib_lite.scaling.sending import Some
 from anomalib_lite.version import __version__

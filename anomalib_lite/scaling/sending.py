@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from anomalib_lite.images.fixture import Pose, RegisteredSource
+from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.sight import SightingSource
-from anomalib_lite.images.sources import FolderSource, ImageSource, ListSource, ObjectSource, ReadsReduced
+from anomalib_lite.images.sources import ImageSource, ReadsReduced
+from anomalib_lite.images.stored import ObjectSource
 from anomalib_lite.images.variations import VariedSource
 
 

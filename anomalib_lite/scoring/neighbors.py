@@ -2,7 +2,8 @@
 
 Queries (n, d) and a bank (m, d) go in, distances and bank indices (n, k) come out. A matrix product in whatever this
 machine multiplies quickest (8-bit integers, bf16 or float32, measured; `machine.measuring`) makes a short list per
-query, and float32 decides among it; or faiss's flat index does the search, where that is quicker. Reported distances
+query, and float32 decides among it; or faiss's flat index does the search, where that is quicker, or
+`blocks` leaves most of a large bank out. Reported distances
 are measured from the vectors themselves, and a neighbour that lost its place in the short list to rounding was a near
 tie: where integers leave a doubt (five standard deviations of their rounding), the query is searched again in float32.
 """
@@ -20,6 +21,7 @@ from anomalib_lite.machine.hardware import pick_device, worth_trying
 from anomalib_lite.machine.integers import onednn_fault
 from anomalib_lite.machine.measuring import measured, quickest
 from anomalib_lite.machine.processes import check_process
+from anomalib_lite.scoring.blocks import FROM_ROWS, MOST_SHARE, BlockSearch
 
 _QUERIES = 1024  # searched at a time, and
 _CHUNK = 8192  # bank rows at a time: their similarities are 16 MB of bf16
@@ -49,8 +51,9 @@ class NeighborIndex:
         Group (image) of each bank row, needed to leave a query's own group out.
     device : str
         Where to search; see `machine.hardware.pick_device`.
-    product : "auto", "int8", "bfloat16", "float32" or "faiss"
-        What makes the short list; "auto" is what was measured to be quickest.
+    product : "auto", "int8", "bfloat16", "float32", "faiss" or "blocks"
+        What makes the short list; "auto" is what was measured to be quickest, and "blocks" (on a CPU, without groups)
+        for a large bank of which they leave most out.
     """
 
     def __init__(
@@ -62,11 +65,22 @@ class NeighborIndex:
         self.bank = np.ascontiguousarray(bank, dtype=np.float32)
         where = pick_device(device)
         # All that a search reads is built here, so that threads find it whole.
-        kind = _quickest(self.bank, where) if product == "auto" else product
-        self._flat = _FlatSearch(self.bank) if kind == "faiss" else None
-        leaves_out = kind == "faiss" and groups is not None
+        self._flat: BlockSearch | _FlatSearch | None = None
+        kind = product
+        if product == "blocks" or (
+            product == "auto" and groups is None and where.type == "cpu" and len(self.bank) >= FROM_ROWS
+        ):
+            blocks = BlockSearch(self.bank)
+            kind = "blocks" if product == "blocks" or blocks.share <= MOST_SHARE else product
+            if kind == "blocks":
+                self._flat = blocks
+        if kind == "auto":
+            kind = _quickest(self.bank, where)
+        if kind == "faiss":
+            self._flat = _FlatSearch(self.bank)
+        leaves_out = kind in ("faiss", "blocks") and groups is not None
         self._product: _ProductSearch | None = None
-        if kind != "faiss" or leaves_out:
+        if kind not in ("faiss", "blocks") or leaves_out:
             self._product = _ProductSearch(self.bank, groups, where, "float32" if leaves_out else kind)
 
     def search(

@@ -29,11 +29,12 @@ _HEADERS = {
 _ENCODED = [(name.lower().encode(), value.encode()) for name, value in _HEADERS.items()]
 # What the page is made of: it holds nothing of anybody's, and asks for the token itself.
 PAGE = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/page.charts.js": ("page.charts.js", "text/javascript"),
-    "/page.zoom.js": ("page.zoom.js", "text/javascript"),
+    "/": ("serving/page.html", "text/html"),
+    "/page.css": ("serving/page.css", "text/css"),
+    "/zoom.css": ("report/zoom.css", "text/css"),
+    "/page.js": ("serving/page.js", "text/javascript"),
+    "/page.charts.js": ("serving/page.charts.js", "text/javascript"),
+    "/zoom.js": ("report/zoom.js", "text/javascript"),
 }
 _OPEN = (*PAGE, "/healthz", "/readyz")  # to everybody
 

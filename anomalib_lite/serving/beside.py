@@ -18,13 +18,14 @@ from anomalib_lite.detector import Detector
 from anomalib_lite.fitted.core import Nearest
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.machine.threads import computing
-from anomalib_lite.serving.drawing import enlarged, picture
+from anomalib_lite.plotting.places import FRAME_ALARM, FRAME_GOOD, Box, Colour, enlarged
+from anomalib_lite.serving.drawing import jpeg, picture
 from anomalib_lite.serving.improving import learnt_as
 from anomalib_lite.serving.line import Line
 
 Side = Literal["part", "good"]
 _REMEMBERED = 500  # parts whose nearest patch is known already
-_ALARM, _GOOD = (255, 138, 128), (95, 211, 154)  # colours of the two frames
+_LARGEST = 1024  # pixels of a side
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,9 @@ class Beside:
             return None
         if side == "part":
             pixels = picture(self._line, entry["id"])
-            return None if pixels is None else enlarged(pixels, found.nearest.box, width, _ALARM)
+            return None if pixels is None else _place(pixels, found.nearest.box, width, FRAME_ALARM)
         good = self._good(entry, found.nearest)
-        return None if isinstance(good, str) else enlarged(good, found.nearest.train_box, width, _GOOD)
+        return None if isinstance(good, str) else _place(good, found.nearest.train_box, width, FRAME_GOOD)
 
     def _nearest(self, entry: dict[str, Any], pixels: np.ndarray) -> Nearest | None:
         version = entry["version"]
@@ -113,3 +114,7 @@ class Beside:
         if tuple(train.sizes[train.ids.index(nearest.train_id)].tolist()) != pixels.shape[:2]:
             return f"The picture that is called {nearest.train_id} now is not the one that was learnt from."
         return pixels
+
+
+def _place(pixels: np.ndarray, box: Box, width: int, colour: Colour) -> bytes:
+    return jpeg(enlarged(pixels, box, min(width, _LARGEST), colour))

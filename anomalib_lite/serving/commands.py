@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-ALARMS, NO_VERDICTS = 3, 4  # exit codes
+from anomalib_lite.flags import ALARMS, NO_VERDICTS, DecimalComma
 
 
 def watch(
@@ -40,6 +40,7 @@ def watch(
     With --once the exit code is 4 if there was no verdict on some picture, else 3 with --fail-on-alarm and an alarm.
     """
     from anomalib_lite.detector import Detector
+    from anomalib_lite.files.atomic import saved_in, saved_to
     from anomalib_lite.judging import Judge
     from anomalib_lite.serving.delivery import Delivery, Mqtt, Receiver, Webhook
     from anomalib_lite.serving.journal import Journal
@@ -54,7 +55,12 @@ def watch(
     if mqtt is not None:
         receivers.append(Mqtt(mqtt))
     path = journal or folder.resolve().with_name(f"{folder.resolve().name}.verdicts.jsonl")
-    detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels).warm_up()
+    if move_to is not None:
+        saved_in(move_to)
+    if not path.exists():
+        saved_to(path)
+    detector = Detector.load(model, weights=weights, device=device, max_pixels=max_pixels, progress=False)
+    detector.warm_up()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
@@ -180,6 +186,7 @@ def history(
     until: Annotated[str | None, typer.Option(help="up to this time")] = None,
     by: Annotated[str, typer.Option(help="report by shift (eight hours from 6, 14 and 22 UTC), day or lot")] = "shift",
     csv: Annotated[Path | None, typer.Option(help="write every verdict to this CSV file")] = None,
+    decimal_comma: DecimalComma = False,
     parquet: Annotated[Path | None, typer.Option(help="write every verdict to this Parquet file")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
@@ -198,7 +205,7 @@ def history(
     try:
         chosen: dict[str, Any] = {"part": part, "since": since, "until": until}
         if csv is not None:
-            export_csv(known.all(**chosen), csv)
+            export_csv(known.all(**chosen), csv, decimal_comma=decimal_comma)
         if parquet is not None:
             export_parquet(known.all(**chosen), parquet)
         found = report(known.all(**chosen), by)

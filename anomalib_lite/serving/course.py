@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from anomalib_lite.fitted.calibration import NO_VERDICT
 from anomalib_lite.fitted.coverage import alarm_band
 from anomalib_lite.fitted.drift import DriftMonitor, tied_share
-from anomalib_lite.results import NO_VERDICT
 from anomalib_lite.serving.history import ALARM, History
 from anomalib_lite.serving.line import Line
 

@@ -1,4 +1,4 @@
-"""Kept pictures as JPEG, with what was found in them drawn over it, and places of them enlarged."""
+"""Kept pictures as JPEG, with what was found in them drawn over it."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import io
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.plotting.overlays import overlaid
 from anomalib_lite.results import Scores
 from anomalib_lite.serving.line import Line
 
-_CONTEXT = 3.0  # an enlarged patch is shown with so many patches either way, as in `plotting.retrieval`
-_LARGEST_CROP = 1024  # pixels of a side
-_BEYOND, _DARK = (228, 228, 228), (0, 0, 0)  # where a picture ends; and the edges of lines, to be seen on any ground
 _QUALITY = 88  # of JPEG: lines drawn over a picture have no fringes yet
 
 
@@ -39,26 +36,6 @@ def outlines(line: Line, entry: dict[str, Any]) -> list[list[list[list[float]]]]
     if scores is None or scores.pixel_threshold is None:
         return []
     return [[[[float(x), float(y)] for x, y in ring] for ring in region.outline] for region in scores.regions(0)]
-
-
-def enlarged(pixels: np.ndarray, box: tuple[int, int, int, int], side: int, colour: tuple[int, int, int]) -> bytes:
-    """A place (left, top, right, bottom) of a picture with what is around it, as a square JPEG of so many pixels."""
-    left, top, right, bottom = box
-    reach = (0.5 + _CONTEXT) * max(right - left, bottom - top, 1)
-    x, y = (left + right) / 2, (top + bottom) / 2
-    scale = min(side, _LARGEST_CROP) / (2 * reach)
-    found = Image.fromarray(pixels).transform(
-        (round(2 * reach * scale), round(2 * reach * scale)),
-        Image.Transform.AFFINE,
-        (1 / scale, 0, x - reach, 0, 1 / scale, y - reach),
-        Image.Resampling.BICUBIC,
-        fillcolor=_BEYOND,
-    )
-    pencil = ImageDraw.Draw(found)
-    corners = [(part - middle + reach) * scale for part, middle in ((left, x), (top, y), (right, x), (bottom, y))]
-    pencil.rectangle(corners, outline=_DARK, width=5)
-    pencil.rectangle([corners[0] + 1, corners[1] + 1, corners[2] - 1, corners[3] - 1], outline=colour, width=3)
-    return jpeg(np.asarray(found))
 
 
 def picture(line: Line, identity: int) -> np.ndarray | None:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN
+from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN, NO_VERDICT
 from anomalib_lite.judging import Verdict
-from anomalib_lite.results import NO_VERDICT
 
 VERDICTS = (GOOD, LOOK_AGAIN, ALARM, NO_VERDICT)
 _MOST = 1000  # entries told at once

@@ -1,6 +1,6 @@
 // The page of the server: asks for what is new once a second, shows it, and sends what people say.
 import { chart } from "/page.charts.js";
-import { zoomable } from "/page.zoom.js";
+import { zoomable } from "/zoom.js";
 
 const $ = (id) => document.getElementById(id);
 const state = { part: null, entries: [], chosen: null, follow: true, heat: true, thumbnails: new Map(), beside: null };
@@ -166,7 +166,7 @@ async function drawLarge() {
   $("zoom-outline").setAttribute("aria-pressed", String(zoom.outline));
   $("lines").style.display = zoom.outline ? "" : "none";
   const key = `${entry.id} ${heat}`;
-  if ($("large").dataset.shown === key && $("large").src) { laySheet(); return; }
+  if ($("large").dataset.shown === key && $("large").src) return;
   const url = await image(entry.id, 4096, heat, false);
   if (zoom.entry !== entry || zoom.heat !== heat) { if (url) URL.revokeObjectURL(url); return; }
   const same = $("large").dataset.shown && $("large").dataset.shown.split(" ")[0] === String(entry.id);
@@ -174,17 +174,8 @@ async function drawLarge() {
   $("large").dataset.shown = key;
   if (!url) return;
   await $("large").decode().catch(() => {});
-  if (!same) { laySheet(); view.fit(); }
+  if (!same) view.lay($("large").naturalWidth, $("large").naturalHeight);
 }
-
-// At 100 % the whole picture is seen.
-function laySheet() {
-  const { naturalWidth: width, naturalHeight: height } = $("large"), stage = $("stage");
-  const fitting = Math.min(stage.clientWidth / width, stage.clientHeight / height);
-  $("sheet").style.width = `${width * fitting}px`;
-  $("sheet").style.height = `${height * fitting}px`;
-}
-addEventListener("resize", () => { if ($("zoom").open && $("large").naturalWidth) { laySheet(); view.fit(); } });
 
 const switchHeat = () => { zoom.heat = !zoom.heat; drawLarge(); };
 const switchOutline = () => { zoom.outline = !zoom.outline; drawLarge(); };

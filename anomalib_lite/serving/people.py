@@ -187,5 +187,5 @@ def _version(version: Version, line: Line) -> dict[str, Any]:
 
 def _static(name: str, kind: str) -> Any:
     """A route that answers with a file of the page."""
-    content = resources.files("anomalib_lite.serving").joinpath(name).read_bytes()
+    content = resources.files("anomalib_lite").joinpath(name).read_bytes()
     return lambda: Response(content, media_type=kind)

@@ -58,15 +58,20 @@ def as_text(found: list[dict[str, Any]], by: str) -> str:
     return "\n".join([*text, "", f"by {by}; false alarms and misses are what people said of them"])
 
 
-def export_csv(entries: Iterable[dict[str, Any]], path: Path) -> Path:
-    """Write every verdict to a CSV file."""
+def export_csv(entries: Iterable[dict[str, Any]], path: Path, *, decimal_comma: bool = False) -> Path:
+    """Write every verdict to a CSV file; `decimal_comma` as of `Scores.to_csv`."""
+
+    def text(value: Any) -> str:
+        if decimal_comma and isinstance(value, float):
+            return str(value).replace(".", ",")
+        return cell("" if value is None else str(_plain(value)))
 
     def lines() -> Iterator[list[str]]:
         yield list(_COLUMNS)
         for entry in entries:
-            yield [cell("" if entry[name] is None else str(_plain(entry[name]))) for name in _COLUMNS]
+            yield [text(entry[name]) for name in _COLUMNS]
 
-    return write_csv(path, lines())
+    return write_csv(path, lines(), decimal_comma=decimal_comma)
 
 
 def export_parquet(entries: Iterable[dict[str, Any]], path: Path) -> Path:

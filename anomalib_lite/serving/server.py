@@ -50,9 +50,8 @@ def open_lines(
     FileNotFoundError, ModelFileError
         See `Detector.load`.
     """
-    detectors = {
-        part: computing().submit(Detector.load, path, **(load or {})).result() for part, path in models.items()
-    }
+    load = {"progress": False, **(load or {})}  # bars of many part types would run through each other
+    detectors = {part: computing().submit(Detector.load, path, **load).result() for part, path in models.items()}
     there = {path.name for path in (folder / "models").iterdir()} if (folder / "models").is_dir() else set()
     for part in sorted(set(good or {}) - there - set(models)):
         raise ValueError(f"--good {part}=...: there is no part type {part!r}; give it a model, too")

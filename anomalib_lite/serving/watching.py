@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from anomalib_lite.images.sources import SUFFIXES
+from anomalib_lite.fitted.calibration import NO_VERDICT
+from anomalib_lite.images.listing import SUFFIXES
 from anomalib_lite.judging import Judge, Verdict
-from anomalib_lite.results import NO_VERDICT
 from anomalib_lite.serving.journal import Journal
 
 # Seconds, where the system does not tell of changes, as on network shares; and as a multiple of what looking takes.

@@ -19,9 +19,11 @@ class Augmentation:
 
     Parameters
     ----------
-    rotation, shear : float, degrees
+    rotation : float, degrees
+    shear : float, degrees
     shift : float, share of the image's side
-    zoom, brightness : float, share; 0.1 is from 0.9 to 1.1 times
+    zoom : float, share; 0.1 is from 0.9 to 1.1 times
+    brightness : float, share; 0.1 is from 0.9 to 1.1 times
     horizontal_flip : bool
         Mirror half of the images. Off unless asked for: on many lines a mirrored part is a defect.
     """

@@ -84,7 +84,9 @@ class Classifier:
         "cnn" (three convolution blocks, trained from nothing), "cnn-dropout" (with dropout 0.5), "cnn-augmented" (and
         changed copies), "bottleneck" (a frozen backbone's vectors, dense layers of 64, 64 and 32 with dropout),
         "linear" (a frozen backbone's vectors, one new layer) or "finetune" (a backbone trained from a block on).
-    backbone, layers, weights : as for `Embedder`; not used by the CNNs.
+    backbone : as for `Embedder`; not used by the CNNs
+    layers : as for `Embedder`
+    weights : as for `Embedder`
     image_size : int, optional
         Side in pixels that images are resized to; by default 128 for the CNNs, the backbone's own otherwise.
     grey : bool
@@ -105,12 +107,11 @@ class Classifier:
     validation : "learn" or "watch"
         What the split's validation images are for: to learn from like the others, or to stop by and to choose the best
         epoch. With few defects the best epoch is a matter of chance, and every label not learnt from costs more.
-    learning_rate : float, optional
-        By default 1e-3 (a tenth of that for the CNNs' first dense layer), and 1e-4 for finetune (10 times that for its
-        new layer).
-    epochs, batch_size, optimizer, weight_decay, schedule, patience, random_state, progress : see `TrainingOptions`; by
-        default 30 epochs of one-cycle, 100 with a frozen backbone, 20 for finetune.
-    device, dtype : as for `Embedder`
+    device : as for `Embedder`
+    dtype : as for `Embedder`
+    **training : of `TrainingOptions`
+        By default 30 epochs of one-cycle, 100 with a frozen backbone, 20 for finetune; and a learning rate of 1e-3 (a
+        tenth of that for the CNNs' first dense layer), 1e-4 for finetune (10 times that for its new layer).
 
     Attributes
     ----------
@@ -328,10 +329,13 @@ class Classifier:
 
         Parameters
         ----------
+        path : path
         weights : optional
             Those of a frozen torchvision backbone, if they are a local file. A fine-tuned one is in the file.
         download : bool
             Fetch those of a frozen torchvision backbone if they are not on this machine; otherwise that is an error.
+        device : as for `Embedder`
+        dtype : as for `Embedder`
 
         Raises
         ------

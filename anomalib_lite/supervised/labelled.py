@@ -13,12 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
-from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, read_mask_of
-from anomalib_lite.images.sources import SUFFIXES, FolderSource, list_images
+from anomalib_lite.images.listing import SUFFIXES, list_images
+from anomalib_lite.images.local import FolderSource
+from anomalib_lite.images.mvtec import GOOD_NAMES, good_folders, is_good_name, pair_masks, pictures_in, read_mask_of
 
 
 class LabelledDataError(ValueError):
-    """Labels that nothing can be learnt from: one class only, an empty class, a mask that does not fit."""
+    """Labels that nothing can be learnt from: one class only, an empty class, a mask that does not fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> (folder / "good").mkdir()
+    >>> open_labelled(folder)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite.supervised.labelled.LabelledDataError: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,14 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
         If there is no such folder.
     LabelledDataError
         If there is only one class, a class is empty, or `good` names none.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> images = open_labelled(make_metal_nut(tempfile.mkdtemp(), n_train=2, n_good=1, n_defect=1, size=32))
+    >>> sorted(set(images.kinds)), int(images.defective.sum())
+    (['bent', 'color', 'flip', 'good', 'scratch'], 4)
     """
     root = Path(folder)
     if not root.is_dir():
@@ -146,13 +165,14 @@ def open_labelled(folder: str | os.PathLike[str], *, good: str | None = None) ->
     for_training: list[bool] = []
     mask_paths: list[Path | None] = []
     problems: list[str] = []
+    drawn = root / "ground_truth"
     for part in parts:
         inside, left_out = _classes_in(root / part, part)
         ids += [f"{part}/{id_}".lstrip("/") for id_ in inside]
         kinds += [id_.split("/")[0] for id_ in inside]
         for_training += [part == "train"] * len(inside)
-        masks, unpaired = pair_masks(root / "ground_truth", inside) if part == "test" else ([None] * len(inside), [])
-        mask_paths += masks
+        masks, unpaired = pair_masks(pictures_in(drawn), inside) if part == "test" else ([None] * len(inside), [])
+        mask_paths += [None if mask is None else drawn / mask for mask in masks]
         problems += left_out + unpaired
     if good is None and (named_good := sorted(filter(is_good_name, set(kinds)))):
         good = named_good[0]

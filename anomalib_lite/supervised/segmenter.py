@@ -98,11 +98,14 @@ class Segmenter:
 
     Parameters
     ----------
-    depth, width : int
-        Halvings of the resolution, and channels before the first, of the `UNet`.
+    depth : int
+        Halvings of the resolution in the `UNet`.
+    width : int
+        Its channels before the first of them.
     encoder : str, optional
         A backbone whose frozen maps take the place of a learnt encoder, such as "builtin".
-    layers, weights : of that backbone, as for `Embedder`.
+    layers : of that backbone, as for `Embedder`
+    weights : of that backbone, as for `Embedder`
     image_size : int, optional
         Side in pixels; by default 128, or the backbone's own.
     grey : bool
@@ -110,12 +113,22 @@ class Segmenter:
     augmentation : Augmentation or None
         Of training images and their masks.
     validation : "learn" or "watch", as for `Classifier`
-    device, dtype : as for `Embedder`
-    epochs, batch_size, learning_rate, ... : see `TrainingOptions`; by default 20 epochs, batches of 8 at 2e-3
+    device : as for `Embedder`
+    dtype : as for `Embedder`
+    **training : of `TrainingOptions`; by default 20 epochs, batches of 8 at 2e-3
 
     Attributes
     ----------
     history_ : History; split_ : Split; left_out_ : ids of defective images without a mask, which were not learnt from
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from anomalib_lite import make_metal_nut
+    >>> folder = make_metal_nut(tempfile.mkdtemp(), n_train=4, n_good=2, n_defect=2, size=64)
+    >>> segmenter = Segmenter(depth=2, width=4, image_size=64, epochs=1).fit(folder)
+    >>> segmenter.history_.best_epoch
+    1
     """
 
     def __init__(

@@ -1,9 +1,9 @@
-// A picture as large as one likes: wheel, pinch, buttons and keys enlarge it, dragging and arrows move it.
+// A picture as large as one likes, for the server's page and the report: wheel, pinch, buttons and keys enlarge it, dragging and arrows move it.
 const MOST = 40, STEP = 1.4, MOVE = 60;
 
 // stage: what it is seen through; sheet: what holds picture and lines, and is moved.
 export function zoomable(stage, sheet, told) {
-  let scale = 1, left = 0, top = 0, pinched = 0;
+  let scale = 1, left = 0, top = 0, pinched = 0, size = null;
   const fingers = new Map();
 
   function place() {
@@ -13,6 +13,7 @@ export function zoomable(stage, sheet, told) {
     left = wide <= width ? (width - wide) / 2 : Math.min(0, Math.max(width - wide, left));
     top = high <= height ? (height - high) / 2 : Math.min(0, Math.max(height - high, top));
     sheet.style.transform = `translate(${left}px, ${top}px) scale(${scale})`;
+    sheet.style.setProperty("--scale", scale); // for lines that stay thin
     told(`${Math.round(100 * scale)} %`);
   }
 
@@ -50,11 +51,20 @@ export function zoomable(stage, sheet, told) {
     pinched = apart;
   });
   for (const end of ["pointerup", "pointercancel"]) stage.addEventListener(end, (event) => { fingers.delete(event.pointerId); pinched = 0; });
-  addEventListener("resize", () => { if (stage.clientWidth) place(); });
+
+  // A picture of so many pixels: at 100 % the whole of it is seen.
+  function lay(width, height) {
+    size = [width, height];
+    const fitting = Math.min(stage.clientWidth / width, stage.clientHeight / height);
+    sheet.style.width = `${width * fitting}px`;
+    sheet.style.height = `${height * fitting}px`;
+    fit();
+  }
+  addEventListener("resize", () => { if (stage.clientWidth && size) lay(...size); });
 
   const keys = {
     "+": () => by(STEP), "=": () => by(STEP), "-": () => by(1 / STEP), 0: fit,
     ArrowLeft: () => move(MOVE, 0), ArrowRight: () => move(-MOVE, 0), ArrowUp: () => move(0, MOVE), ArrowDown: () => move(0, -MOVE),
   };
-  return { fit, key(name) { if (!keys[name]) return false; keys[name](); return true; } };
+  return { lay, enlarged: () => scale > 1, key(name) { if (!keys[name]) return false; keys[name](); return true; } };
 }
