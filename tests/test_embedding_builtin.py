@@ -5,10 +5,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from anomalib_lite.embedding.builtin import SHIPPED, build_builtin
+from anomalib_lite import Detector
+from anomalib_lite.embedding.builtin import GENERATIONS, SHIPPED, build_builtin
 from anomalib_lite.embedding.embedder import Embedder
-from anomalib_lite.embedding.network import CHANNELS
-from anomalib_lite.embedding.weights import WeightsError
+from anomalib_lite.embedding.network import CHANNELS, DEPTHS, WIDTHS, layout_of
+from anomalib_lite.embedding.weights import WeightsError, fingerprint
 from anomalib_lite.images.synthetic import render_part
 
 
@@ -51,6 +52,25 @@ class TestWeights:
     def test_layers_cannot_be_chosen(self):
         with pytest.raises(ValueError, match="the built-in backbone has its own layers"):
             Embedder(layers=["layer2"])
+
+
+class TestGenerations:
+    @pytest.mark.parametrize("known", GENERATIONS)
+    def test_a_file_of_before_is_what_it_is_known_by(self, known):
+        assert fingerprint(build_builtin(GENERATIONS[known])) == known
+        assert fingerprint(build_builtin()) != known
+
+    def test_a_model_of_before_opens_with_the_weights_it_was_fitted_with(self, tmp_path):
+        parts = [part(i, size=64) for i in range(24)]
+        (first, *_) = GENERATIONS.values()
+        before = Detector(weights=first, image_size=64, dtype="float32").fit(parts[:20])
+        opened = Detector.load(before.save(tmp_path / "model.safetensors"))
+        assert opened.embedder.network.widths == (64, 96, 192)
+        assert np.allclose(opened.score(parts[20:]).scores, before.score(parts[20:]).scores, rtol=1e-5)
+
+    def test_a_network_of_any_width_is_laid_out_by_its_weights(self):
+        assert layout_of(load_file(SHIPPED)) == {"widths": (64, 112, 224), "depths": (0, 2, 2)}
+        assert layout_of({}) == {"widths": WIDTHS, "depths": DEPTHS}
 
 
 class TestNetwork:

@@ -22,9 +22,8 @@ from anomalib_lite.embedding.weights import (
 
 BUILTIN = "builtin"
 SHIPPED = Path(__file__).with_name("builtin.safetensors")
-GENERATIONS = {
-    "9f56a9417dacc9364759dc2b93567e5132d6b371d5f8786f40592d55dad718a4": Path(__file__).with_name("builtin-first.safetensors"),
-}
+_FIRST = "9f56a9417dacc9364759dc2b93567e5132d6b371d5f8786f40592d55dad718a4"
+GENERATIONS = {_FIRST: Path(__file__).with_name("builtin-first.safetensors")}
 """Weights of before by the fingerprint of their network: a model is opened with those that it was fitted with."""
 
 
