@@ -1,9 +1,9 @@
 """The built-in network: a small residual network that answers like the middle of a large one.
 
 Standardised RGB (n, 3, h, w) goes in; two maps come out, (n, 128, h/8, w/8) and (n, 256, h/16, w/16), trained to
-equal layer2 and layer3 of torchvision's ResNet18 on images drawn from formulas (see `pretraining`). Most
-of the larger network's time goes into its early, fine-grained layers; here those are one strided convolution deep,
-and the depth sits where the grid is coarse and a convolution cheap.
+answer like the middle layers of several ImageNet networks on images drawn from formulas (see `pretraining`). Most of a
+large network's time goes into its early, fine-grained layers; here those are one strided convolution deep, and the
+depth sits where the grid is coarse and a convolution cheap.
 """
 
 from __future__ import annotations
