@@ -11,7 +11,7 @@ import re
 import sys
 from pathlib import Path
 
-from anomalib_lite_runtime.model import Model, Result, load
+from anomalib_lite_runtime.model import Model, Result, load, now
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm", ".pnm")
 # Pictures and films that are not read: listed all the same, as unreadable, so that nobody takes them for looked at.
@@ -40,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         model = load(given.model, threads=given.threads)
         results = model.score_all(listed(given.images), regions=given.json)
         if given.csv is not None:
-            write_csv(given.csv, results)
+            write_csv(given.csv, model, results)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -73,19 +73,21 @@ def listed(paths: list[Path]) -> list[tuple[str, Path]]:
     return found
 
 
-def write_csv(path: Path, results: list[Result]) -> None:
+def write_csv(path: Path, model: Model, results: list[Result]) -> None:
     """One line per image, as the library's `Scores.to_csv`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["id", "score", "p_value", "alarm", "verdict", "unreadable"])
+    heads = ["threshold", "false_alarm_rate", "model", "time"]
+    writer.writerow(["id", "score", "p_value", "alarm", "verdict", "unreadable", *heads])
+    by = [f"{model.threshold:.6g}", f"{model.metadata['false_alarm_rate']:.6g}", model.metadata["model"], now()]
     for result in results:
         if result.score is not None:
             alarm = str(int(result.verdict == "alarm"))
             told = [f"{result.score:.6g}", f"{result.p_value:.6g}", alarm, result.verdict, ""]
-            writer.writerow([_cell(result.id), *told])
+            writer.writerow([_cell(result.id), *told, *by])
     for result in results:
         if result.score is None:
-            writer.writerow([_cell(result.id), "", "", "", result.verdict, _cell(result.reason)])
+            writer.writerow([_cell(result.id), "", "", "", result.verdict, _cell(result.reason), *by])
     part = path.with_name(f".{path.name}.part")
     part.write_bytes(text.getvalue().encode("utf-8", errors="backslashreplace"))
     os.replace(part, path)

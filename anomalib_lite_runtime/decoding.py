@@ -54,7 +54,15 @@ MAX_EXIF_BYTES = 100_000
 
 
 class UnreadableImageError(ValueError):
-    """An image that cannot be turned into pixels; the text names it, the reason and the way out."""
+    """An image that cannot be turned into pixels; the text names it, the reason and the way out.
+
+    Examples
+    --------
+    >>> from anomalib_lite import Detector
+    >>> Detector().fit([b"no image"], on_unreadable="raise")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    anomalib_lite_runtime.decoding.UnreadableImageError: ...
+    """
 
 
 @dataclass(frozen=True)
@@ -92,16 +100,15 @@ class Reading:
 DEFAULT_READING = Reading()
 
 
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Read the size (H, W) of an image file, upright, from its header alone.
+def image_size(path: str | os.PathLike[str] | bytes, name: str | None = None) -> tuple[int, int]:
+    """Read the size (H, W) of an image file or its bytes, upright, from its header alone; errors call it by its `name`.
 
     Raises
     ------
     UnreadableImageError
         If the file has no readable header, or the image is refused as too large.
     """
-    name = name_of(path)
-    with _named_errors(name, path), _opened(path, DEFAULT_READING) as file:
+    with _named_errors(name or name_of(path), path), _opened(path, DEFAULT_READING) as file:
         image = _parsed(file, DEFAULT_READING)
         # PIL turns a TIFF by itself, some versions when it is opened, others when it is decoded.
         if isinstance(image, TiffImageFile) and _orientation(image) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -96,6 +97,11 @@ def load(path: str | os.PathLike[str], *, threads: int = 0, max_pixels: int | No
         If it is no exported detector, is damaged, or of another version.
     """
     return Model(Path(path), threads=threads, max_pixels=max_pixels)
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, as the library writes it."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 class Model:
@@ -205,6 +211,8 @@ class Model:
         return {
             **told,
             "smallest_p_value": 1 / (self.metadata["calibration_groups"] + 1),
+            "model": self.metadata["model"],
+            "time": now(),
             "images": [result.to_dict() for result in results if result.score is not None],
             "unreadable": [
                 {"index": i, "id": result.id, "reason": result.reason}

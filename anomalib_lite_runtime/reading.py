@@ -169,7 +169,9 @@ def to_rgb(
     return _to_rgb8(decoded, name, reading, [] if notes is None else notes)
 
 
-def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(
+    path: str | os.PathLike[str] | bytes, size: tuple[int, int] | None = None, name: str | None = None
+) -> np.ndarray:
     """Read a defect mask: True where a pixel is defective.
 
     A pixel counts as defective if it is painted and its colour is not black, so masks of 0/1, of 0/255, 1-bit and
@@ -179,10 +181,12 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
 
     Parameters
     ----------
-    path : path
+    path : path or bytes
         The mask file.
     size : (h, w), optional
         Resize to this many pixels, nearest neighbour. By default the size of the file.
+    name : str, optional
+        What to call it in an error; by default its file name.
 
     Returns
     -------
@@ -193,8 +197,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     UnreadableImageError
         As in `read_image`.
     """
-    name = name_of(path)
-    decoded = decode(path, name, DEFAULT_READING)
+    decoded = decode(path, name or name_of(path), DEFAULT_READING)
     assert decoded is not None
     stored = np.atleast_3d(decoded.rows(0, decoded.height))
     values, painted = stored[..., :3].max(axis=2), np.ones(stored.shape[:2], bool)

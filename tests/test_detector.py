@@ -291,7 +291,7 @@ class TestParameters:
         ("parameters", "message"),
         [
             ({"level": "pixel"}, "level='pixel'; choose 'patch' or 'global'"),
-            ({"backbone": "resnet19"}, "no backbone 'resnet19'; known: builtin"),
+            ({"backbone": "resnet19"}, "no backbone 'resnet19'; did you mean resnet18"),
             ({"scorer": "svm"}, "scorer='svm'; choose one of knn, kmeans, dbscan, subspace"),
             ({"top_share": 0}, r"top_share=0 is a share of patches, in \(0, 1\]"),
             ({"false_alarm_rate": 1.0}, r"false_alarm_rate=1.0 is a share of good images, in \(0, 1\)"),

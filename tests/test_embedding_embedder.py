@@ -146,7 +146,7 @@ class TestErrors:
             ({"image_size": 16}, "image_size=16; networks take a whole number of pixels, 32 to 2048"),
             ({"dtype": "float16"}, "dtype='float16'; choose 'auto', 'float32' or 'bfloat16'"),
             ({"engine": "tensorrt"}, "engine='tensorrt'; choose 'auto', 'onednn', 'reference'"),
-            ({"backbone": "resnet19"}, "no backbone 'resnet19'; known: builtin"),
+            ({"backbone": "resnet19"}, "no backbone 'resnet19'; did you mean resnet18"),
             ({"weights": "imagenet"}, "built-in backbone has its own weights; leave weights out"),
             ({"layers": "layer2"}, "built-in backbone has its own layers; leave them out"),
         ],

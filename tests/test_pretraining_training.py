@@ -302,11 +302,11 @@ class TestCommand:
         command.main()
         begin = (tmp_path / "weights.safetensors").rename(tmp_path / "first.safetensors")
         (tmp_path / "work" / "weights.checkpoint").unlink()
-        more = ("--teachers", str(teachers["resnet18"].parent), "--begin", str(begin), "--widths", "64", "112", "208")
+        more = ("--teachers", str(teachers["resnet18"].parent), "--begin", str(begin), "--widths", "64", "112", "240")
         self.arguments(tmp_path, monkeypatch, *more)
         command.main()
         network = build_builtin(tmp_path / "weights.safetensors")
-        assert network.widths == (64, 112, 208)
+        assert network.widths == (64, 112, 240)
 
     def test_the_teachers_road_needs_a_teacher(self, tmp_path, monkeypatch, capsys):
         self.arguments(tmp_path, monkeypatch)

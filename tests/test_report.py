@@ -78,7 +78,8 @@ class TestPage:
     def test_the_verdict_and_the_worst_picture_stand_above_the_statistics(self, page, detector, folder):
         scores, text = detector.score(folder), page.read_text()
         worst = scores.ids[int(scores.scores.argmax())]
-        said = f"{scores.alarms.sum()} of {len(scores)} images alarm"
+        alarms = int(scores.alarms.sum())
+        said = f"{alarms} of {len(scores)} images alarm{'s' * (alarms == 1)}"
         assert re.search(r"<h1[^>]*>(.*?)</h1>", text)[1] == said
         assert next(iter(lines(page))) == worst
         assert text.index(said) < text.index(f'alt="{worst}: alarm"') < text.index('class="tiles"')
