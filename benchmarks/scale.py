@@ -3,7 +3,8 @@
     python benchmarks/scale.py speed                  # images per second, here and by two workers; one killed midway
     python benchmarks/scale.py parquet --images 20000 # scored into Parquet, killed ten times; rows and peak memory
     python benchmarks/scale.py fit --images 20000     # time of a fit against the number of images, and its slope
-    python benchmarks/scale.py search                 # exact search in large banks, beside faiss
+    python benchmarks/scale.py search                 # exact search in large banks, beside faiss; with --data SET
+                                                      # in patch rows of real pictures
 
 Everything is drawn. Workers compute by one thread each. Set OMP_NUM_THREADS=1 for figures of one thread here too.
 """
@@ -229,18 +230,46 @@ def fit(arguments: argparse.Namespace) -> None:
         print(f"time grows as images to the {slope:.2f}; {1000 * last:.2f} ms for one more")
 
 
+def drawn_rows(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows as PCA leaves them, and queries: few directions hold most of the variance, and they lie in clusters."""
+    rng = np.random.default_rng(0)
+    spread = (1 / np.sqrt(1 + np.arange(128))).astype(np.float32)
+    centres = rng.normal(size=(500, 128)).astype(np.float32) * spread
+
+    def draw(count: int) -> np.ndarray:
+        return centres[rng.integers(500, size=count)] + 0.5 * rng.normal(size=(count, 128)).astype(np.float32) * spread
+
+    return draw(rows), draw(2048)
+
+
+def patch_rows(folder: Path, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reduced patch rows of train/good at 256 pixels, as many of every image, and queries from test/."""
+    from anomalib_lite.embedding.streaming import embed_source
+    from anomalib_lite.images.mvtec import open_mvtec
+
+    data, rng = open_mvtec(folder), np.random.default_rng(0)
+    detector = Detector(image_size=256, dtype="float32", bank_size=1000).fit(data.train, groups="each")
+
+    def taken(source, count: int) -> np.ndarray:
+        found, each = [], -(-count // len(source))
+        for image in embed_source(detector.embedder, source, np.arange(len(source))):
+            patches = np.concatenate([block[1] for block in image.blocks(detector.fitted_.reduction)])
+            found.append(patches[rng.permutation(len(patches))[:each]])
+        return np.concatenate(found)[:count].astype(np.float32)
+
+    bank, queries = taken(data.train, rows), taken(data.test, 2048)
+    if len(bank) < rows:
+        raise SystemExit(f"{folder} has {len(bank)} patch rows; --rows {len(bank)} at most")
+    return bank, queries
+
+
 def search(arguments: argparse.Namespace) -> None:
     import faiss
 
     from anomalib_lite.scoring.neighbors import NeighborIndex
 
-    rng = np.random.default_rng(0)
-    # Rows as PCA leaves them: few directions hold most of the variance, and they lie in clusters.
-    spread = (1 / np.sqrt(1 + np.arange(128))).astype(np.float32)
-    centres = rng.normal(size=(500, 128)).astype(np.float32) * spread
     for rows in arguments.rows:
-        bank = centres[rng.integers(500, size=rows)] + 0.5 * rng.normal(size=(rows, 128)).astype(np.float32) * spread
-        queries = centres[rng.integers(500, size=2048)] + 0.5 * rng.normal(size=(2048, 128)).astype(np.float32) * spread
+        bank, queries = patch_rows(arguments.data, rows) if arguments.data else drawn_rows(rows)
         flat = faiss.IndexFlatL2(128)
         flat.add(bank)
         indexes = {kind: NeighborIndex(bank, product=kind) for kind in arguments.kinds}
@@ -271,6 +300,7 @@ if __name__ == "__main__":
     parser.add_argument("--rows", type=int, nargs="+", default=[100_000])
     parser.add_argument("--kinds", nargs="+", default=["float32", "bfloat16", "int8", "auto"], help="of search")
     parser.add_argument("--repeats", type=int, default=7, help="of search, of which the median is told")
+    parser.add_argument("--data", type=Path, help="of search, a folder in MVTec layout to take patch rows from")
     parser.add_argument("--dtype", default="float32")
     given = parser.parse_args()
     {"speed": speed, "parquet": parquet, "fit": fit, "search": search}[given.part](given)

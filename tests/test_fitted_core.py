@@ -173,7 +173,7 @@ CHOSEN = {
     "batch_size": 3,
     "workers": 0,
     "random_state": 4,
-    "progress": False,
+    "progress": None,
 }
 
 
