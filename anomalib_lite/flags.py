@@ -33,7 +33,10 @@ Groups = Annotated[
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda [default: as fitted]")]
 Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision backbone's weights if need be")]
 MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
-Weights = Annotated[str | None, typer.Option(help="the backbone's weights, if they are a local file")]
+Weights = Annotated[
+    str | None,
+    typer.Option(help="the backbone's weights: a local file, or second for the built-in network's newer ones"),
+]
 
 
 def _components(text: str) -> int | float | None:
