@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from told import but_for_the_time
 
 from anomalib_lite import Detector, KNNScorer, fit, score
 from anomalib_lite.embedding.weights import WeightsError
@@ -94,7 +95,7 @@ class TestEveryScorerAtEveryLevel:
         assert np.array_equal(before.scores, after.scores)
         assert np.array_equal(before.p_values, after.p_values)
         assert np.array_equal(before.alarms, after.alarms)
-        assert before.to_dict() == after.to_dict()  # nearest training images too
+        assert but_for_the_time(before) == but_for_the_time(after)  # nearest training images too
         assert before.map_scale == after.map_scale
         if level == "patch":
             assert np.array_equal(before.patch_scores, after.patch_scores)
@@ -192,10 +193,10 @@ class TestScores:
 
     def test_a_failed_refit_leaves_the_detector_as_it_was(self, train, good):
         detector = Detector(**SMALL["builtin"]).fit(train)
-        expected = detector.score(good).to_dict()
+        expected = but_for_the_time(detector.score(good))
         with pytest.raises(ValueError, match="1 readable"):
             detector.fit(train[:1])
-        assert detector.score(good).to_dict() == expected
+        assert but_for_the_time(detector.score(good)) == expected
         assert detector.n_train_ == len(train)
 
 
