@@ -201,5 +201,5 @@ class TestDetector:
         (path,) = scores.save_overlays(tmp_path / "overlays", [spoilt])
         changed = np.abs(np.asarray(Image.open(path).convert("RGB"), dtype=float) - spoilt).mean(axis=2)
         there = np.unravel_index(scores.anomaly_map(0).argmax(), (SIDE, SIDE))
-        assert changed[there] > 15  # a peak little above the threshold is covered thinly, what is good not at all
+        assert changed[there] > 30
         assert changed[there] > 5 * changed.mean()

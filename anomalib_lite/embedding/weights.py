@@ -58,10 +58,9 @@ def load_weights(network: nn.Module, name: str, weights: Weights, *, layers: tup
         torchvision's name of the network.
     weights : "imagenet", "imagenet-cached", "random", a path, or a state dict
         "imagenet" downloads torchvision's default weights once, to where torchvision keeps them, unless they lie there
-        or in an installed package (MobileNetV2); "imagenet-cached" never downloads.
-        A path names a `.pth` or `.safetensors` state dict, which may hold
-        more or less than the whole network as long as it holds the layers in use. "random" is for tests: seeded, and
-        useless for detection.
+        or in an installed package (MobileNetV2); "imagenet-cached" never downloads. A path names a `.pth` or
+        `.safetensors` state dict, which may hold more or less than the whole network as long as it holds the layers in
+        use. "random" is for tests: seeded, and useless for detection.
     layers : tuple of str
         The layers in use, for the error text.
 
@@ -221,9 +220,11 @@ def _carried_file(name: str) -> Path | None:
     WeightsError
         If it is not torchvision's, byte by byte.
     """
-    if (carrier := _CARRIERS.get(name)) is None or (spec := importlib.util.find_spec(carrier.package)) is None:
+    if (carrier := _CARRIERS.get(name)) is None:
         return None
-    path = Path(spec.origin or "").parent / carrier.file
+    if (spec := importlib.util.find_spec(carrier.package)) is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / carrier.file
     if not path.is_file():
         return None
     if hashlib.sha256(path.read_bytes()).hexdigest() != carrier.sha256:

@@ -15,17 +15,12 @@ from anomalib_lite.images.local import FolderSource, ListSource
 from anomalib_lite.images.reading import Reading, UnreadableImageError
 from anomalib_lite.images.sources import ReadsReduced, open_source
 from anomalib_lite.locating.regions import DefectRegion
+from anomalib_lite.scored.picking import Ordered
 
 
-class Scored(Protocol):
-    """Scores of images; see `results.Scores` for what each of these is."""
+class Scored(Ordered, Protocol):
+    """Scores of images, with what is drawn of them."""
 
-    @property
-    def ids(self) -> list[str]: ...
-    @property
-    def scores(self) -> np.ndarray: ...
-    @property
-    def p_values(self) -> np.ndarray: ...
     @property
     def alarms(self) -> np.ndarray: ...
     @property

@@ -31,7 +31,7 @@ def scene(seed: int, n: int) -> np.ndarray:
         kind = np.random.default_rng(kinds[random.integers(2)] if most > 5 else random.integers(2**32))
         size = random.uniform(0.25, 0.95) if most == 2 else random.uniform(0.08, 0.5)
         _place(image, kind, random, size)
-    return _photographed(image, random)
+    return _photographed(image, random, faint=0.2)
 
 
 def texture(label: int, seed: int, n: int) -> np.ndarray:
@@ -141,8 +141,11 @@ def _colors(kind: Random, count: int) -> np.ndarray:
     return np.clip(light[:, None] * (1 + saturation * tint), 0, 1)
 
 
-def _photographed(image: np.ndarray, random: Random) -> np.ndarray:
-    """Uneven light, exposure, defocus, noise and compression; float (n, n, 3) to uint8."""
+def _photographed(image: np.ndarray, random: Random, *, faint: float = 0.0) -> np.ndarray:
+    """Uneven light, exposure, defocus, noise and compression; float (n, n, 3) to uint8.
+
+    A share `faint` has little contrast, beyond which a class could not be told.
+    """
     n = len(image)
     if random.random() < 0.5:  # light falls off across the image
         line = np.linspace(-1, 1, n, dtype=np.float32)
@@ -151,7 +154,9 @@ def _photographed(image: np.ndarray, random: Random) -> np.ndarray:
     if random.random() < 0.8:  # exposed so that something is to be seen
         image = image * (random.uniform(0.5, 1.1) / max(0.02, np.percentile(image, random.uniform(80, 99.5))))
     image = np.clip(image, 0, 1.2) ** np.exp(random.normal(0, 0.25)) * np.exp(random.normal(0, 0.15))
-    if random.random() < 0.2:  # little contrast: X-rays, cells that shine by themselves, one colour on the same
+    if (
+        faint and random.random() < faint
+    ):  # little contrast: X-rays, cells that shine by themselves, one colour on the same
         level = image.mean()
         image = level + random.uniform(0.1, 0.5) * (image - level)
     if random.random() < 0.25:

@@ -11,7 +11,7 @@ Order = Literal["score", "p_value", "id"]
 
 
 class Ordered(Protocol):
-    """Scores, as far as an order of them needs."""
+    """Scores, as far as an order of them needs; see `results.Scores` for what each of these is, here and below."""
 
     @property
     def ids(self) -> list[str]: ...

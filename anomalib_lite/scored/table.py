@@ -17,17 +17,12 @@ import numpy as np
 from anomalib_lite.files.tables import as_text, write_csv
 from anomalib_lite.fitted.calibration import ALARM, GOOD, LOOK_AGAIN, NO_VERDICT
 from anomalib_lite.images.loading import UnreadableImage
+from anomalib_lite.scored.picking import Ordered
 
 
-class Judged(Protocol):
-    """Scores with their verdicts; see `results.Scores` for what each of these is."""
+class Judged(Ordered, Protocol):
+    """Scores with their verdicts."""
 
-    @property
-    def ids(self) -> list[str]: ...
-    @property
-    def scores(self) -> np.ndarray: ...
-    @property
-    def p_values(self) -> np.ndarray: ...
     @property
     def alarms(self) -> np.ndarray: ...
     @property
