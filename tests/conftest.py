@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from browser import launched
 
+from anomalib_lite import Detector
+from anomalib_lite.images.mvtec import open_mvtec
 from anomalib_lite.images.synthetic import make_metal_nut
 from anomalib_lite.machine.memory import peak_rss_mb
 
@@ -34,6 +36,19 @@ def synthetic_set(tmp_path_factory):
     """A small set of drawn metal nuts in the layout of MVTec AD."""
     folder = tmp_path_factory.mktemp("synthetic") / "metal_nut"
     return make_metal_nut(folder, n_train=16, n_good=6, n_defect=3, size=128)
+
+
+@pytest.fixture(scope="session")
+def data(synthetic_set):
+    """The drawn metal nuts, opened."""
+    return open_mvtec(synthetic_set)
+
+
+@pytest.fixture(scope="session")
+def model(data, tmp_path_factory):
+    """The file of a detector that was fitted on them."""
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    return Detector(image_size=64).fit(data.train).save(path)
 
 
 @pytest.fixture(scope="session")

@@ -7,21 +7,9 @@ import shutil
 import pytest
 
 from anomalib_lite import Detector, cli, demo
-from anomalib_lite.images.mvtec import open_mvtec
 
 # The decoding threads and the batch are left at their defaults: the command line has to work as it comes.
 FAST = ("--image-size", "64")
-
-
-@pytest.fixture(scope="module")
-def data(synthetic_set):
-    return open_mvtec(synthetic_set)
-
-
-@pytest.fixture(scope="module")
-def model(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    return Detector(image_size=64).fit(data.train).save(path)
 
 
 @pytest.fixture

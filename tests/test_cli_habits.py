@@ -8,20 +8,8 @@ import typer
 
 import anomalib_lite
 from anomalib_lite import Detector, cli
-from anomalib_lite.images.mvtec import open_mvtec
 
 COMMANDS = typer.main.get_command(cli.app).commands
-
-
-@pytest.fixture(scope="module")
-def data(synthetic_set):
-    return open_mvtec(synthetic_set)
-
-
-@pytest.fixture(scope="module")
-def model(data, tmp_path_factory):
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    return Detector(image_size=64).fit(data.train).save(path)
 
 
 @pytest.fixture

@@ -4,22 +4,17 @@ import os
 
 import numpy as np
 import pytest
+from pictures import PIXELS, nested_folder
 from PIL import Image
 
 from anomalib_lite.images.listing import OVERLAYS_MARK, list_images
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import open_source
 
-PIXELS = np.random.default_rng(0).integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
-
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("b.png", "a.JPG", "deep/er/c.Tiff", ".hidden.png", ".cache/d.png", "notes.txt"):
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PIXELS[0]).save(path, "PNG")
-    return tmp_path / "images"
+    return nested_folder(tmp_path)
 
 
 def test_a_folder_lists_its_images_by_path_and_leaves_out_what_is_hidden(folder):

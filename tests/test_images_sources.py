@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from pictures import PIXELS, nested_folder
 from PIL import Image
 
 from anomalib_lite.images.loading import guess_value_range
@@ -16,17 +17,10 @@ from anomalib_lite.images.reading import Reading, UnreadableImageError
 from anomalib_lite.images.sources import ImageSource, open_source
 from anomalib_lite.images.variations import Variations, VariedSource
 
-RNG = np.random.default_rng(0)
-PIXELS = RNG.integers(0, 256, (5, 6, 7, 3), dtype=np.uint8)  # (N, H, W, C)
-
 
 @pytest.fixture
 def folder(tmp_path):
-    for name in ("b.png", "a.JPG", "deep/er/c.Tiff", ".hidden.png", ".cache/d.png", "notes.txt"):
-        path = tmp_path / "images" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(PIXELS[0]).save(path, "PNG")
-    return tmp_path / "images"
+    return nested_folder(tmp_path)
 
 
 def test_an_unreadable_file_stays_in_the_list_and_is_named_when_read(folder):
