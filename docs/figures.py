@@ -47,7 +47,9 @@ def draw_concepts() -> None:
         plot_calibration(good, smallest_rate=smallest, note=verdict).savefig(PICTURES / "calibration.png")
 
         patches = embed_source(detector.embedder, data.train, np.arange(20))
-        rows = np.concatenate([image.rows for image in patches if isinstance(image, EmbeddedImage)])
+        rows = np.concatenate(
+            [part for image in patches if isinstance(image, EmbeddedImage) for _, part in image.blocks()]
+        )
         variance = diagnostics.explained_variance(rows[::7])
         plot_explained_variance(variance).savefig(PICTURES / "variance.png")
 
