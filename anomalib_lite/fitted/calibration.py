@@ -205,7 +205,8 @@ class Calibration:
         if p_values is None or not np.size(p_values):
             return text
         held = coverage_verdict(p_values, rates=(self.guaranteed_rate,), smallest_rate=self.smallest_rate)
-        return f"{text.removesuffix('.')}. On new good images: {held.explain()}"
+        told = held.explain()
+        return f"{text.removesuffix('.')}. On new good images: {told[:1].lower()}{told[1:]}"
 
     def _explained(self) -> str:
         target, tolerated = f"{100 * self.false_alarm_rate:.3g} %", f"{100 * self.tolerance_rate():.3g} %"
