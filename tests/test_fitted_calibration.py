@@ -240,8 +240,12 @@ class TestExplain:
     def test_says_whether_it_held_in_either_direction(self):
         calibration = Calibration(np.arange(199.0), 0.1)
         assert "On new good images: as many alarms as promised" in calibration.explain(np.arange(1, 101) / 100)
-        assert "More alarms than promised: the threshold does not hold" in calibration.explain(np.full(50, 0.01))
-        assert "Fewer alarms than promised: recall is given away" in calibration.explain(np.full(200, 0.9))
+        assert "On new good images: more alarms than promised: the threshold does not hold" in calibration.explain(
+            np.full(50, 0.01)
+        )
+        assert "On new good images: fewer alarms than promised: recall is given away" in calibration.explain(
+            np.full(200, 0.9)
+        )
         assert calibration.explain([]) == calibration.explain()
 
     def test_withheld(self):
