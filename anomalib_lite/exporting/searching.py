@@ -14,9 +14,8 @@ from anomalib_lite.exporting.graph import Graph, Name, f32, f64, i64
 from anomalib_lite.scoring import DBSCANScorer, KMeansScorer, KNNScorer, Scorer, SubspaceScorer
 from anomalib_lite.scoring.reduction import PCA
 
-_PRODUCTS = (
-    1 << 21
-)  # of rows with a bank at a time, of 4 bytes each: what the next operator finds in a processor's cache
+# Products of rows with a bank at a time, of 4 bytes each: what the next operator finds in a processor's cache.
+_PRODUCTS = 1 << 21
 _FEWEST = 64  # rows at a time, however large the bank
 _SPARE = 2  # candidates beyond k, whose distances are measured from the vectors themselves,
 _SPARE_INTEGERS = 12  # and where integers made the list
