@@ -18,6 +18,7 @@ from anomalib_lite.diagnosis.capability_figure import plot_capability
 from anomalib_lite.fitted.drift import DriftMonitor
 from anomalib_lite.images.mvtec import MVTecDataset, open_mvtec
 from anomalib_lite.images.synthetic import render_part
+from anomalib_lite.plotting.overlays import overlaid, overlay
 from anomalib_lite.plotting.retrieval import plot_retrieval
 from anomalib_lite.results import Scores
 
@@ -53,14 +54,14 @@ def pictures(data: MVTecDataset, indices: list[int]) -> list[np.ndarray]:
 
 
 def save(figure: Figure, name: str) -> None:
-    """At most 900 pixels wide and in 128 colours: pictures of a page, not of a paper."""
+    """At most 900 pixels wide and in 160 colours: pictures of a page, not of a paper."""
     path = PICTURES / f"{name}.png"
     figure.savefig(path, dpi=90, bbox_inches="tight")
     plt.close(figure)
     with Image.open(path) as opened:
         small = opened.convert("RGB")
     small.thumbnail((900, 900))
-    small.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)
+    small.quantize(160, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def draw_maps(scores: Scores, data: MVTecDataset, shown: list[int]) -> None:
@@ -69,8 +70,7 @@ def draw_maps(scores: Scores, data: MVTecDataset, shown: list[int]) -> None:
         picture = data.test.read(i)
         axes[0, column].imshow(picture)
         axes[0, column].set_title(f"{data.kinds[i]}: {scores.verdicts[i]}", fontsize=9)
-        axes[1, column].imshow(picture)
-        axes[1, column].imshow(scores.anomaly_map(i), alpha=0.6, vmin=scores.map_scale[0], vmax=scores.map_scale[1])
+        axes[1, column].imshow(overlay(picture, scores.anomaly_map(i), scores.map_scale))
     for axis in axes.flat:
         axis.axis("off")
     save(figure, "gallery_maps")
@@ -78,10 +78,9 @@ def draw_maps(scores: Scores, data: MVTecDataset, shown: list[int]) -> None:
 
 def draw_regions(scores: Scores, data: MVTecDataset, i: int) -> None:
     figure, axis = plt.subplots(figsize=(3.2, 3.2))
-    axis.imshow(data.test.read(i))
-    for region in scores.regions(i):
-        axis.contour(scores.defect_mask(i), levels=[0.5], colors="#d62728")
-        axis.annotate(f"{region.area:.0f} px", region.box[:2], color="#d62728", fontsize=9)
+    axis.imshow(overlaid(scores, i, data.test.read(i)))
+    areas = ", ".join(f"{region.area:.0f} px" for region in scores.regions(i))
+    axis.set_title(f"{data.kinds[i]}: {areas}", fontsize=9)
     axis.axis("off")
     save(figure, "gallery_regions")
 
