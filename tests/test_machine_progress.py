@@ -2,6 +2,8 @@
 
 import contextlib
 import io
+import os
+import subprocess
 import sys
 import types
 
@@ -99,3 +101,14 @@ def test_a_notebook_is_looked_at(monkeypatch):
     assert progress.is_wanted(None)
     monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: None))
     assert not progress.is_wanted(None)
+
+
+@pytest.mark.parametrize(("told", "shown"), [({}, True), ({"TQDM_DISABLE": "1"}, False)], ids=str)
+def test_the_environment_can_switch_bars_off(told, shown):
+    code = (
+        "from anomalib_lite.machine import progress\n"
+        "with progress.work(True, 'a', 'b'):\n    list(progress.over('a', range(3), 3))"
+    )
+    left = {name: value for name, value in os.environ.items() if not name.startswith("TQDM_")}
+    done = subprocess.run([sys.executable, "-c", code], env=left | told, capture_output=True, text=True, check=True)
+    assert ("1/2 a" in done.stderr) is shown

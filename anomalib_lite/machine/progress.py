@@ -48,9 +48,9 @@ class Progress:
             file=sys.stderr,
             ncols=screen.columns - 1,
             nrows=screen.lines,
-            disable=not self.shown,
             delay=0 if count > 1 else _ALONE,
             bar_format=_FORMAT.replace("{where}", " in this stage" if count > 1 else ""),
+            **({} if self.shown else {"disable": True}),  # unsaid, it is TQDM_DISABLE's to say
         )
 
 
