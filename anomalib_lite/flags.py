@@ -35,7 +35,7 @@ Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision 
 MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="the backbone's weights: a local file, or second for the built-in network's newer ones"),
+    typer.Option(help="the backbone's weights: a local file, or first for the built-in network's of 0.1"),
 ]
 
 

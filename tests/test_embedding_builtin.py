@@ -61,16 +61,16 @@ class TestGenerations:
         assert fingerprint(build_builtin()) != known
         assert GENERATIONS[known].stat().st_size < 8_000_000
 
-    def test_a_model_of_the_second_opens_with_its_weights(self, tmp_path):
+    def test_a_model_of_the_first_opens_with_its_weights(self, tmp_path):
         parts = [part(i, size=64) for i in range(24)]
-        before = Detector(weights="second", image_size=64, dtype="float32").fit(parts[:20])
+        before = Detector(weights="first", image_size=64, dtype="float32").fit(parts[:20])
         opened = Detector.load(before.save(tmp_path / "model.safetensors"))
-        assert opened.embedder.network.widths == (64, 112, 224)
+        assert opened.embedder.network.widths == (64, 96, 192)
         assert np.allclose(opened.score(parts[20:]).scores, before.score(parts[20:]).scores, rtol=1e-5)
 
     def test_a_network_of_any_width_is_laid_out_by_its_weights(self):
-        (second,) = GENERATIONS.values()
-        assert layout_of(load_file(second)) == {"widths": (64, 112, 224), "depths": (0, 2, 2)}
+        (first,) = GENERATIONS.values()
+        assert layout_of(load_file(first)) == {"widths": (64, 96, 192), "depths": (0, 2, 2)}
         assert layout_of({}) == {"widths": WIDTHS, "depths": DEPTHS}
 
 

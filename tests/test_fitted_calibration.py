@@ -93,7 +93,12 @@ class TestGuarantee:
         assert "100 calibration images" in met
         missed = Calibration(np.arange(1.0, 31.0), 0.01).explain()
         assert "1 % takes at least 99 good images to guarantee, and there are 30" in missed
+        assert "there are 30: 69 more for 1 %." in missed
         assert "on average about 3.23 %" in missed
+
+    def test_explain_says_how_many_more_a_rate_that_comes_sooner_takes(self):
+        assert "there are 8: 11 more for 5 %, 91 more for 1 %." in Calibration(np.arange(8.0), 0.01).explain()
+        assert "there are 8: 11 more for 5 %." in Calibration(np.arange(8.0), 0.05).explain()
 
     @pytest.mark.parametrize(("n", "rate"), [(299, 0.01), (149, 0.02), (59, 0.05)])
     def test_tolerance_needs_the_known_numbers_of_images(self, n, rate):

@@ -22,16 +22,16 @@ from anomalib_lite.embedding.weights import (
 
 BUILTIN = "builtin"
 SHIPPED = Path(__file__).with_name("builtin.safetensors")
-SECOND = "second"
-_SECOND_FILE = Path(__file__).with_name("builtin-second.safetensors")
-GENERATIONS = {"d1969fa8dcc1865780abee32a1861481c0fb68592b41e70b0b2c6e1bc5c03f6f": _SECOND_FILE}
+FIRST = "first"
+_FIRST_FILE = Path(__file__).with_name("builtin-first.safetensors")
+GENERATIONS = {"9f56a9417dacc9364759dc2b93567e5132d6b371d5f8786f40592d55dad718a4": _FIRST_FILE}
 """Other weights that ship, by the fingerprint of their network: a model opens with those that it was fitted with."""
 
 
 def build_builtin(weights: Weights | None = None) -> SmallNetwork:
     """Build the network with the weights of the package, or others of the same kind, as wide as they are.
 
-    `weights="second"` are those of the second generation, which ship too; see `docs/model-card.md`.
+    `weights="first"` are those of the first generation, which ship too; see `docs/model-card.md`.
 
     Raises
     ------
@@ -48,8 +48,8 @@ def build_builtin(weights: Weights | None = None) -> SmallNetwork:
             network = SmallNetwork()
         load_weights(network, BUILTIN, RANDOM)
         return network.eval()
-    second = isinstance(weights, str) and weights == SECOND
-    state, origin = read_weights(BUILTIN, SHIPPED if weights is None else _SECOND_FILE if second else weights)
+    first = isinstance(weights, str) and weights == FIRST
+    state, origin = read_weights(BUILTIN, SHIPPED if weights is None else _FIRST_FILE if first else weights)
     with torch.device("meta"):
         network = SmallNetwork(**layout_of(state))
     fill_from(network, BUILTIN, state, origin, layers=("middle", "coarse"))

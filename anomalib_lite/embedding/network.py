@@ -14,7 +14,7 @@ from typing import TypedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTHS = (64, 96, 192)  # channels at strides 4, 8, 16
+WIDTHS = (64, 112, 224)  # channels at strides 4, 8, 16
 DEPTHS = (0, 2, 2)  # residual blocks at each
 CHANNELS = (128, 256)  # of the two maps
 

@@ -32,6 +32,7 @@ Floats = NDArray[np.float64]
 
 GOOD, LOOK_AGAIN, ALARM = "good", "look again", "alarm"
 NO_VERDICT = "no verdict"  # of an image that cannot be judged
+_USUAL_RATE = 0.05  # told too, where the rate that was asked for takes many more images
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,9 +239,13 @@ class Calibration:
         if self.guarantee_met:
             return f"An image alarms when it scores above {self.threshold:.6g} (target {target}); {guarantee}{again}"
         needed, things = images_needed(self.false_alarm_rate), "groups" if self.n < self.n_images else "good images"
+        missing = f"{needed - self.n} more for {target}"
+        if self.false_alarm_rate < _USUAL_RATE and (fewer := images_needed(_USUAL_RATE) - self.n) > 0:
+            missing = f"{fewer} more for {100 * _USUAL_RATE:.3g} %, {missing}"
         return (
-            f"A false-alarm rate of {target} takes at least {needed} {things} to guarantee, and there are {self.n}. "
-            f"Until then an image alarms when it scores above all of them ({self.threshold:.6g}); {guarantee}{again}"
+            f"A false-alarm rate of {target} takes at least {needed} {things} to guarantee, and there are {self.n}: "
+            f"{missing}. Until then an image alarms when it scores above all of them ({self.threshold:.6g}); "
+            f"{guarantee}{again}"
         )
 
     def settings(self) -> dict[str, Any]:

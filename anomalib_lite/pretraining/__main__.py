@@ -25,7 +25,7 @@ from anomalib_lite.embedding.weights import Weights, fingerprint, weights_in
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.pretraining import classification, distillation, scenes
-from anomalib_lite.pretraining.augmentation import augmented
+from anomalib_lite.pretraining.augmentation import augmented, disturbed
 from anomalib_lite.pretraining.growing import begin_with
 from anomalib_lite.pretraining.pool import draw_pool
 from anomalib_lite.pretraining.training import train
@@ -48,11 +48,11 @@ def main() -> None:
     if arguments.begin is not None:
         trained_before = build_builtin(arguments.begin)
         identity["begin"] = fingerprint(trained_before)
-        begin_with(network, trained_before.state_dict(), _shown(batches.train(-20)[0]).cpu())
+        begin_with(network, trained_before.state_dict(), _shown(batches.train(-20)[1]).cpu())
     if arguments.road == "teacher":
         teacher = distillation.Teacher(_weights_of_teachers(arguments), arguments.side, device, arguments.batch)
         identity["teachers"] = [embedder.fingerprint for embedder in teacher.embedders]
-        teacher.calibrate([batches.train(-1 - i)[0] for i in range(16)])
+        teacher.calibrate([batches.train(-1 - i)[1] for i in range(16)])
         trained: nn.Module = network
         loss_of: Loss = functools.partial(_distillation_loss, teacher)
         export: Export = distillation.exported
@@ -86,7 +86,11 @@ Export = Callable[..., SmallNetwork]
 
 
 class Batches:
-    """Training and held-out batches as functions of their number: uint8 crops (n, side, side, 3) and pool indices."""
+    """Training and held-out batches as functions of their number.
+
+    Each is uint8 crops (n, side, side, 3) for the network that is trained, the same crops for its teachers, and pool
+    indices (n,). In training the network sees them disturbed: it learns to look past what its teachers did not see.
+    """
 
     def __init__(self, arguments: argparse.Namespace, device: torch.device) -> None:
         draw = scenes.scene if arguments.road == "teacher" else _labelled
@@ -97,18 +101,24 @@ class Batches:
         self.mix = arguments.road == "teacher"  # a mixture has no one class
         self.side, self.batch, self.seed = arguments.side, arguments.batch, arguments.seed
 
-    def train(self, step: int) -> tuple[Tensor, Tensor]:
-        return self._draw(2 * (step + 10_000), _HELD_OUT, len(self.pool))
+    def train(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        crops, indices, generator = self._draw(2 * (step + 10_000), _HELD_OUT, len(self.pool))
+        return _as_bytes(disturbed(crops, generator)), _as_bytes(crops), indices
 
-    def held_out(self, number: int) -> tuple[Tensor, Tensor]:
-        return self._draw(2 * number + 1, 0, _HELD_OUT)
+    def held_out(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
+        crops, indices, _ = self._draw(2 * number + 1, 0, _HELD_OUT)
+        return _as_bytes(crops), _as_bytes(crops), indices
 
-    def _draw(self, number: int, low: int, high: int) -> tuple[Tensor, Tensor]:
+    def _draw(self, number: int, low: int, high: int) -> tuple[Tensor, Tensor, torch.Generator]:
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         indices = torch.randint(low, high, (self.batch,), generator=generator)
         images = self.pool[indices.sort().values.to(self.pool.device)]
-        crops = augmented(images, self.side, generator, mix=self.mix) * 255
-        return crops.round().byte().permute(0, 2, 3, 1).contiguous(), indices.sort().values
+        return augmented(images, self.side, generator, mix=self.mix), indices.sort().values, generator
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    """(n, 3, h, w) in [0, 1] to uint8 (n, h, w, 3)."""
+    return (images * 255).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 def _shown(crops: Tensor) -> Tensor:
@@ -131,12 +141,14 @@ def save(network: SmallNetwork, path: Path) -> None:
     write_atomically(path, serialized({key: value.half().contiguous() for key, value in network.state_dict().items()}))
 
 
-def _distillation_loss(teacher: distillation.Teacher, network: nn.Module, crops: Tensor, indices: Tensor) -> Tensor:
-    return distillation.distillation_loss(network(_shown(crops)), teacher(crops))
+def _distillation_loss(
+    teacher: distillation.Teacher, network: nn.Module, seen: Tensor, crops: Tensor, indices: Tensor
+) -> Tensor:
+    return distillation.distillation_loss(network(_shown(seen)), teacher(crops))
 
 
-def _classification_loss(network: nn.Module, crops: Tensor, indices: Tensor) -> Tensor:
-    return F.cross_entropy(network(_shown(crops)).float(), (indices % _CLASSES).to(crops.device))
+def _classification_loss(network: nn.Module, seen: Tensor, crops: Tensor, indices: Tensor) -> Tensor:
+    return F.cross_entropy(network(_shown(seen)).float(), (indices % _CLASSES).to(seen.device))
 
 
 def _labelled(seed: int, side: int) -> np.ndarray:
