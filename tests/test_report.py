@@ -52,6 +52,16 @@ def page(detector, data, folder, tmp_path_factory):
     return write_report(detector, folder, path, training_images=data.train)
 
 
+@pytest.fixture(scope="module")
+def easily_alarmed(detector):
+    return detector.at_rate(0.4)
+
+
+@pytest.fixture(scope="module")
+def outlined(easily_alarmed, folder, tmp_path_factory):
+    return write_report(easily_alarmed, folder, tmp_path_factory.mktemp("outlined") / "report.html")
+
+
 def lines(page):
     """What the lines of a page's table hold, by the names of the images."""
     found = {}
@@ -74,6 +84,27 @@ class TestPage:
         assert [float(held[name]["score"]) for name in scores.ids] == pytest.approx(scores.scores, rel=1e-5)
         assert [held[name]["verdict"] for name in scores.ids] == scores.verdicts
         assert all({"picture", "heat"} <= set(held[name]) for name in scores.ids)
+
+    def test_an_outline_goes_around_what_alarms_and_around_nothing_else(self, page, detector, folder):
+        scores, text = detector.score(folder), page.read_text()
+        held = {
+            html.unescape(name): line
+            for line, name in re.findall(r'(<td class="look">.*?class="name">(.*?)<.*?)\n', text)
+        }
+        for i, name in enumerate(scores.ids):
+            regions = scores.regions(i) if scores.alarms[i] else []
+            rings = [ring for region in regions for ring in region.outline]
+            drawn = re.search(r'<svg class="lines"[^>]*viewBox="0 0 (\d+) (\d+)".*?<path d="(.*?)"', held[name])
+            assert bool(drawn) == bool(rings)
+            if drawn:
+                height, width = scores.image_sizes[i]
+                share = max(int(drawn[1]), int(drawn[2])) / max(height, width)
+                begins = [tuple(map(int, begin.split())) for begin in re.findall(r"M([\d ]+)l", drawn[3])]
+                np.testing.assert_allclose(begins, [np.multiply(ring[0], share) for ring in rings], atol=0.51)
+                for ring, moves in zip(rings, re.findall(r"l([-\d ]+)z", drawn[3]), strict=True):
+                    corners = np.cumsum(np.reshape([int(move) for move in moves.split()], (-1, 2)), axis=0)
+                    np.testing.assert_array_equal(corners[-1], [0, 0])  # it is closed
+                    np.testing.assert_allclose(np.ptp(corners, axis=0), share * np.ptp(ring, axis=0), atol=1.01)
 
     def test_the_verdict_and_the_worst_picture_stand_above_the_statistics(self, page, detector, folder):
         scores, text = detector.score(folder), page.read_text()
@@ -430,6 +461,21 @@ class TestInABrowser:
         assert tab.locator("#edge").is_visible()
         tab.keyboard.press("Home")
         assert tab.locator("#edge").is_hidden()
+
+    def test_outlines_lie_over_the_picture_and_can_be_taken_away(self, tab, outlined):
+        tab.goto(outlined.as_uri())
+        tab.locator("#worst .open").click()
+        line = tab.locator("#drawn path").last
+        assert line.is_visible()
+        picture, lines = (tab.locator(name).bounding_box() for name in ("#large", "#drawn svg"))
+        assert all(lines[side] == pytest.approx(picture[side], abs=0.5) for side in picture)
+        tab.keyboard.press("o")
+        assert tab.locator("#zoom-outline").get_attribute("aria-pressed") == "false"
+        assert line.is_hidden()
+        tab.keyboard.press("Escape")
+        tab.locator("tbody tr[data-verdict=good] .open").first.click()
+        assert tab.locator("#zoom-outline").is_disabled()
+        assert tab.locator("#drawn path").count() == 0
 
     def test_the_overlay_goes_through_what_is_shown(self, tab):
         tab.select_option("#kind", "color")

@@ -65,6 +65,9 @@ async function choose(row) {
   $("large").alt = picture.alt;
   $("hot").hidden = !heat;
   if (heat) $("hot").src = heat.src;
+  const lines = row.querySelector(".lines");
+  $("drawn").replaceChildren(...lines ? [lines.cloneNode(true)] : []);
+  $("zoom-outline").disabled = !lines;
   $("about").replaceChildren(...row.querySelector(".about").cloneNode(true).children);
   await $("large").decode().catch(() => {});
   if (current === row) view.lay($("large").naturalWidth, $("large").naturalHeight);
@@ -89,6 +92,12 @@ function switchHeat() {
   drawHeat();
 }
 
+function switchOutline() {
+  const on = $("zoom-outline").getAttribute("aria-pressed") !== "true";
+  $("zoom-outline").setAttribute("aria-pressed", String(on));
+  $("drawn").hidden = !on;
+}
+
 function open(row) {
   $("zoom").showModal();
   $("stage").focus();
@@ -107,6 +116,7 @@ body.addEventListener("click", (event) => {
 $("before").addEventListener("click", () => step(-1));
 $("next").addEventListener("click", () => step(1));
 $("zoom-heat").addEventListener("click", switchHeat);
+$("zoom-outline").addEventListener("click", switchOutline);
 $("compare").addEventListener("input", drawHeat);
 $("zoom-close").addEventListener("click", () => $("zoom").close());
 for (const button of document.querySelectorAll("[data-zoom]")) button.addEventListener("click", () => view.key(button.dataset.zoom));
@@ -117,6 +127,7 @@ $("zoom").addEventListener("keydown", (event) => {
   if (event.key === "n" || event.key === "PageDown") step(1);
   else if (event.key === "p" || event.key === "PageUp") step(-1);
   else if (event.key === "h" && !document.body.classList.contains("no-maps")) switchHeat();
+  else if (event.key === "o" && !$("zoom-outline").disabled) switchOutline();
   else if (sideways && !view.enlarged()) step(sideways);
   else if (!view.key(event.key)) return;
   event.preventDefault();

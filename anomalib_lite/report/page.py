@@ -27,7 +27,7 @@ from anomalib_lite.images.mvtec import is_good_name
 from anomalib_lite.machine.progress import DRAWING, stage
 from anomalib_lite.plotting.overlays import COLOURS
 from anomalib_lite.report.figures import figures
-from anomalib_lite.report.pictures import Thumbnails, heat_maps, small_pictures
+from anomalib_lite.report.pictures import Thumbnails, heat_maps, outlines, small_pictures
 from anomalib_lite.report.rows import by_score, filters, kinds_of, layered, table_rows
 from anomalib_lite.results import Scores
 
@@ -85,7 +85,7 @@ def write_report(
     with stage(DRAWING, 2, "parts") as step:
         drawn = figures(detector, scores, kinds[: len(scores)], source, training, lost)
         step()
-        pictures, heat = small_pictures(scores, source, lost), heat_maps(scores)
+        pictures, heat, lines = small_pictures(scores, source, lost), heat_maps(scores), outlines(scores)
         step()
     page = _filled(
         _read("page.html"),
@@ -96,12 +96,12 @@ def write_report(
             "verdict": "alarm" if scores.alarms.any() else "good",
             "made": html.escape(_made(detector)),
             "warnings": _warnings(scores, lost),
-            "worst": _worst(scores, pictures, heat),
+            "worst": _worst(scores, pictures, heat, lines),
             "summary": _summary(detector, scores),
             "tiles": _tiles(scores),
             "filters": filters(scores, kinds),
             "legend": _legend(),
-            "rows": table_rows(scores, kinds, pictures, heat, lost),
+            "rows": table_rows(scores, kinds, pictures, heat, lines, lost),
             "figures": drawn,
             "settings": _settings(detector),
             # One module: a page without other files imports nothing.
@@ -156,15 +156,15 @@ def _warnings(scores: Scores, lost: Mapping[str, str]) -> str:
     return first + "".join(f'<p class="warning no-verdict">{text}</p>' for text in told)
 
 
-def _worst(scores: Scores, pictures: Mapping[int, bytes], heat: Sequence[bytes]) -> str:
-    """The picture with the highest score of those that are there, plain and with its heat map."""
+def _worst(scores: Scores, pictures: Mapping[int, bytes], heat: Sequence[bytes], lines: Mapping[int, str]) -> str:
+    """The picture with the highest score of those that are there, plain and with its heat map and outlines."""
     if not pictures:
         return ""
     i = max(pictures, key=lambda i: (scores.scores[i], -i))
     name, verdict = scores.ids[i], scores.verdicts[i]
     shown = layered(pictures[i], None, f"{name}: {verdict}")
     if heat:
-        shown += layered(pictures[i], heat[i], f"{name} with its heat map")
+        shown += layered(pictures[i], heat[i], f"{name} with its heat map", lines.get(i, ""))
     position = by_score(scores).index(i)
     return (
         f'<figure id="worst"><button type="button" class="open" data-row="{position}">{shown}</button>'
@@ -219,7 +219,8 @@ def _legend() -> str:
     return (
         '<p id="legend">Heat maps: what is like the good ones is left as it is; what is unlike them is painted, '
         f'<span class="scale" style="background: linear-gradient(to right, {steps})"></span> '
-        "the lighter the more. One scale for all images.</p>"
+        "the lighter the more. One scale for all images. A blue line goes around what is unlike the good ones in "
+        "a picture that is not good.</p>"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a page holds of every image: a small picture and its heat map, as files of a few kilobytes within it."""
+"""What a page holds of every image: a small picture, its heat map and outlines, a few kilobytes within it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from PIL import Image
 
+from anomalib_lite.fitted.calibration import GOOD
 from anomalib_lite.images.reading import UnreadableImageError
 from anomalib_lite.images.sources import ImageSource, ReadsReduced
+from anomalib_lite.locating.regions import Ring
 from anomalib_lite.plotting.overlays import heat_layer
 from anomalib_lite.plotting.scored import pictures_of
 from anomalib_lite.results import Scores
@@ -23,6 +25,7 @@ _SIDES = (768, 512, 320, 256, 192, 128, 96, 64)  # of a picture, in pixels at mo
 _USUAL_SIDE = 320  # where a picture starts however many there are
 _BYTES_PER_PIXEL = 0.25  # of JPEG at this quality, for photographs
 _QUALITY = 80  # JPEG, since printing to PDF takes it over as it is; WebP is decoded, and four times as large there
+_OUTLINE_SIDE = 512  # steps of an outline along the longer side of a picture: small whole numbers
 _HEAT_SIDE = 96  # pixels of a heat map: a browser smooths it, paper does not
 
 
@@ -114,6 +117,40 @@ def heat_maps(scores: Scores) -> list[bytes]:
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(made, range(len(scores))))
+
+
+def outlines(scores: Scores) -> dict[int, str]:
+    """Outlines of what is unlike the good ones, as SVG by position, of the images that are not good and have some."""
+    if scores.patch_scores is None:
+        return {}
+    with ThreadPoolExecutor() as pool:
+        wanted = [i for i, verdict in enumerate(scores.verdicts) if verdict != GOOD]
+        found = pool.map(lambda i: _drawing(scores, i), wanted)
+        return {i: drawing for i, drawing in zip(wanted, found, strict=True) if drawing}
+
+
+def _drawing(scores: Scores, i: int) -> str:
+    height, width = scores.image_sizes[i]
+    step = max(height, width) / _OUTLINE_SIDE
+    line = "".join(_path(ring, step) for region in scores.regions(i) for ring in region.outline)
+    # Twice, the darker one broader, so that it is seen on any ground.
+    return line and (
+        f'<svg class="lines" aria-hidden="true" viewBox="0 0 {width / step:.6g} {height / step:.6g}" '
+        f'preserveAspectRatio="none"><path class="outer" d="{line}"/><path d="{line}"/></svg>'
+    )
+
+
+def _path(ring: Ring, step: float) -> str:
+    """A closed line as SVG, from corner to corner in whole steps; those along one line are one."""
+    corners = np.rint(np.asarray(ring) / step).astype(int)
+    moves = np.diff(corners, axis=0)
+    moves = moves[moves.any(axis=1)]
+    if not len(moves):
+        return ""
+    directions = moves // np.gcd.reduce(moves, axis=1, keepdims=True)
+    begins = np.flatnonzero(np.r_[True, (np.diff(directions, axis=0) != 0).any(axis=1)])
+    sides = " ".join(f"{x} {y}" for x, y in np.add.reduceat(moves, begins, axis=0))
+    return f"M{corners[0, 0]} {corners[0, 1]}l{sides}z"
 
 
 def as_jpeg(pixels: np.ndarray, side: int) -> bytes:

@@ -31,7 +31,12 @@ def kinds_of(ids: Iterable[str]) -> list[str]:
 
 
 def table_rows(
-    scores: Scores, kinds: Sequence[str], pictures: Mapping[int, bytes], heat: Sequence[bytes], lost: Mapping[str, str]
+    scores: Scores,
+    kinds: Sequence[str],
+    pictures: Mapping[int, bytes],
+    heat: Sequence[bytes],
+    lines: Mapping[int, str],
+    lost: Mapping[str, str],
 ) -> str:
     """The lines of the table, the highest score first; unreadable images come last.
 
@@ -40,6 +45,7 @@ def table_rows(
     kinds : of the images of `scores`, then of its unreadable ones
     pictures : small pictures by position in `scores`, as JPEG
     heat : heat maps by position, as PNG; none at the global level
+    lines : outlines by position, as SVG
     lost : by id, why an image has no picture
     """
     verdicts = scores.verdicts
@@ -52,17 +58,17 @@ def table_rows(
             remarks.append(scores.notes[name])
         shown = None
         if i in pictures:
-            shown = layered(pictures[i], heat[i] if heat else None, f"{name}: {verdicts[i]}")
+            shown = layered(pictures[i], heat[i] if heat else None, f"{name}: {verdicts[i]}", lines.get(i, ""))
         return _line(scores, i, kinds[i], verdicts[i], shown, remarks)
 
-    lines = [line(i) for i in by_score(scores)]
+    made = [line(i) for i in by_score(scores)]
     for entry, kind in zip(scores.unreadable, kinds[len(scores) :], strict=True):
-        lines.append(
+        made.append(
             f'<tr data-kind="{_text(kind)}" data-verdict="{NO_VERDICT}"><td class="look soft">no picture</td>'
             f'<th scope="row">{_text(entry.id)}<p class="reason">{_text(entry.reason)}</p></th>'
             f'<td class="number">–</td><td class="number">–</td>{_verdict(NO_VERDICT)}</tr>'
         )
-    return "\n".join(lines)
+    return "\n".join(made)
 
 
 def by_score(scores: Scores) -> list[int]:
@@ -70,12 +76,12 @@ def by_score(scores: Scores) -> list[int]:
     return sorted(range(len(scores)), key=lambda i: -scores.scores[i])
 
 
-def layered(picture: bytes, heat: bytes | None, said: str) -> str:
-    """A picture with its heat map over it; `said` is what it shows, in words."""
+def layered(picture: bytes, heat: bytes | None, said: str, lines: str = "") -> str:
+    """A picture with its heat map and outlines over it; `said` is what it shows, in words."""
     width, height = size_of(picture)
     over = "" if heat is None else f'<img class="heat" alt="" src="{data_uri(heat, "png")}">'
     shown = f'<img alt="{_text(said)}" width="{width}" height="{height}" src="{data_uri(picture, "jpeg")}">'
-    return f'<span class="picture">{shown}{over}</span>'
+    return f'<span class="picture">{shown}{over}{lines}</span>'
 
 
 def filters(scores: Scores, kinds: Sequence[str]) -> str:
