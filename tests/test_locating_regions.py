@@ -95,6 +95,11 @@ class TestFinding:
         assert len(found(two, max_regions=1)[0]) == 1
         assert found(two, max_regions=0)[0] == []
 
+    @pytest.mark.parametrize(("height", "away", "count"), [(2.0, 60, 1), (2.0, 120, 2), (4.0, 60, 2)])
+    def test_a_weak_one_beside_a_strong_one_is_its_halo(self, height, away, count):
+        both = np.maximum(bump((64, 200), (32, 30), 10.0), bump((64, 200), (32, 30 + away), height))
+        assert len(found(both)[0]) == count
+
     def test_small_ones_are_left_out(self):
         two = np.maximum(bump(at=(20, 20), sigma=2.0), bump(at=(40, 70), sigma=5.0))
         assert len(found(two)[0]) == 2

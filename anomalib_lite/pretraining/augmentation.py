@@ -22,10 +22,10 @@ def augmented(images: Tensor, side: int, generator: torch.Generator, *, mix: boo
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images (n, 3, h, w) in [0, 1] as a camera might take them another day: light, its colour and noise shaken."""
     n = len(images)
-    gain = torch.exp(0.06 * torch.randn(n, 1, 1, 1, generator=generator))
-    cast = torch.exp(0.02 * torch.randn(n, 3, 1, 1, generator=generator))
-    lift = _uniform(n, -0.03, 0.03, generator).view(n, 1, 1, 1)
-    noise = torch.randn(images.shape, generator=generator) * _uniform(n, 0, 0.01, generator).view(n, 1, 1, 1)
+    gain = torch.exp(0.08 * torch.randn(n, 1, 1, 1, generator=generator))
+    cast = torch.exp(0.05 * torch.randn(n, 3, 1, 1, generator=generator))
+    lift = _uniform(n, -0.04, 0.04, generator).view(n, 1, 1, 1)
+    noise = torch.randn(images.shape, generator=generator) * _uniform(n, 0, 0.012, generator).view(n, 1, 1, 1)
     device = images.device
     return (images * (gain * cast).to(device) + (lift + noise).to(device)).clamp(0, 1)
 
