@@ -15,7 +15,7 @@ from anomalib_lite.scoring.subspace import SubspaceScorer
 SMALL = {"image_size": 64, "level": "both", "false_alarm_rate": 0.1}
 
 
-def tray(rng, pieces=4):
+def tray(rng, pieces=6):
     """Round pieces, loose in a tray."""
     picture = np.full((64, 64), 60.0)
     rows, columns = np.indices(picture.shape)
@@ -38,7 +38,7 @@ def trays():
 @pytest.fixture(scope="module")
 def wrong():
     rng = np.random.default_rng(1)
-    return [tray(rng, 2) for _ in range(30)]
+    return [tray(rng, 4) for _ in range(30)]
 
 
 @pytest.fixture(scope="module")

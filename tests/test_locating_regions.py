@@ -42,7 +42,7 @@ def detector():
 
 @pytest.fixture(scope="module")
 def scores(detector):
-    return detector.score([part(100), part(101, [(30, 40, 54, 64)]), part(102, TWO)])
+    return detector.score([part(120), part(101, [(30, 40, 54, 64)]), part(102, TWO)])
 
 
 class TestFinding:
@@ -170,8 +170,8 @@ class TestScores:
     def test_the_pixel_threshold_is_from_good_images_alone(self, detector):
         peaks = detector.fitted_.peaks
         assert peaks.n == 20
-        assert detector.score([part(100)]).pixel_threshold == peaks.threshold
-        assert detector.at_rate(0.3).score([part(100)]).pixel_threshold < peaks.threshold
+        assert detector.score([part(120)]).pixel_threshold == peaks.threshold
+        assert detector.at_rate(0.3).score([part(120)]).pixel_threshold < peaks.threshold
 
     def test_the_promised_share_of_good_images_has_a_region(self, detector):
         alarmed = [bool(detector.score([part(seed)]).regions(0)) for seed in range(200, 280)]
@@ -291,7 +291,7 @@ class TestFiles:
         assert open_source(tmp_path / "parts").ids == ["a.png"]
 
     def test_overlays_have_the_outline(self, scores, detector, tmp_path):
-        pictures = [part(100), part(101, [(30, 40, 54, 64)]), part(102, TWO)]
+        pictures = [part(120), part(101, [(30, 40, 54, 64)]), part(102, TWO)]
         paths = scores.save_overlays(tmp_path / "overlays", pictures)
         line = [(np.asarray(Image.open(path)) == (120, 220, 255)).all(axis=2).sum() for path in paths]
         assert line[0] == 0

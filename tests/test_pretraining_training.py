@@ -193,16 +193,7 @@ class TestDistillation:
         with torch.inference_mode():
             trained, sent = network.eval()(images(9)), shipped(images(9))
         for a, b, channels in zip(trained, sent, CHANNELS, strict=True):
-            before, after = (found.permute(0, 2, 3, 1).flatten(0, 2) for found in (a, b))
-            distances = torch.cdist(before, before) * 4 / channels**0.5
-            assert torch.allclose(torch.cdist(after, after), distances, atol=1e-3)
-
-    def test_every_channel_that_ships_has_a_part_of_every_answer(self):
-        network = SmallNetwork(**TINY, normalize=True).eval()
-        network.heads[0].weight[1:].data.zero_()  # all answers but one are the same everywhere
-        with torch.inference_mode():
-            deviations = distillation.exported(network)(images(0))[0].std(dim=(0, 2, 3))
-        assert deviations.min() > 0.99 * deviations.max() > 0
+            assert torch.allclose(4 * a / channels**0.5, b, atol=4e-4)
 
 
 class TestGrowing:
