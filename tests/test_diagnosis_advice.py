@@ -126,7 +126,7 @@ class TestBatches:
         for number, image in enumerate(parts(30)):
             day = ("monday", "tuesday", "wednesday")[number % 3]
             if day == "wednesday":
-                image = (0.3 * image).astype(np.uint8)
+                image = (0.5 * image).astype(np.uint8)
             (tmp_path / day).mkdir(exist_ok=True)
             Image.fromarray(image).save(tmp_path / day / f"{number:02d}.png")
         return tmp_path
