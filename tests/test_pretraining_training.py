@@ -1,5 +1,6 @@
 """Training the built-in network: the optimiser, the loop that survives a kill, both roads, the command."""
 
+import argparse
 import shutil
 import sys
 
@@ -284,6 +285,19 @@ class TestCommand:
         self.arguments(tmp_path / "finished", monkeypatch, "--road", "classes")
         command.main()
         return tmp_path / "finished" / "work"
+
+    @pytest.mark.parametrize("road", ["teacher", "classes"])
+    def test_the_network_alone_sees_another_day(self, road, tmp_path, any_pool):
+        given = {"road": road, "work": tmp_path, "images": 600, "pool_side": 32, "seed": 0, "side": 32, "batch": 16}
+        batches = command.Batches(argparse.Namespace(**given), CPU)
+        seen, crops, indices = batches.train(3)
+        assert seen.shape == crops.shape == (16, 32, 32, 3)
+        assert len(indices) == 16
+        light = seen.float().mean(dim=(1, 2, 3)) - crops.float().mean(dim=(1, 2, 3))
+        assert 2 < light.std() < 30  # grey levels of 255: some brighter, some darker
+        assert all(map(torch.equal, batches.train(3), (seen, crops, indices)))
+        unseen, same, _ = batches.held_out(3)
+        assert torch.equal(unseen, same)
 
     def test_goes_on_only_with_its_teachers(self, teachers, tmp_path, monkeypatch, any_pool):
         chosen = ("--teachers", str(tmp_path / "teachers"), "--teacher", "resnet18")

@@ -85,12 +85,13 @@ class TestPage:
         assert [held[name]["verdict"] for name in scores.ids] == scores.verdicts
         assert all({"picture", "heat"} <= set(held[name]) for name in scores.ids)
 
-    def test_an_outline_goes_around_what_alarms_and_around_nothing_else(self, page, detector, folder):
-        scores, text = detector.score(folder), page.read_text()
+    def test_an_outline_goes_around_what_alarms_and_around_nothing_else(self, outlined, easily_alarmed, folder):
+        scores, text = easily_alarmed.score(folder), outlined.read_text()
         held = {
             html.unescape(name): line
             for line, name in re.findall(r'(<td class="look">.*?class="name">(.*?)<.*?)\n', text)
         }
+        assert '<svg class="lines"' in text
         for i, name in enumerate(scores.ids):
             regions = scores.regions(i) if scores.alarms[i] else []
             rings = [ring for region in regions for ring in region.outline]

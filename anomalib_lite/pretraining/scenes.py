@@ -154,9 +154,8 @@ def _photographed(image: np.ndarray, random: Random, *, faint: float = 0.0) -> n
     if random.random() < 0.8:  # exposed so that something is to be seen
         image = image * (random.uniform(0.5, 1.1) / max(0.02, np.percentile(image, random.uniform(80, 99.5))))
     image = np.clip(image, 0, 1.2) ** np.exp(random.normal(0, 0.25)) * np.exp(random.normal(0, 0.15))
-    if (
-        faint and random.random() < faint
-    ):  # little contrast: X-rays, cells that shine by themselves, one colour on the same
+    # Little contrast: X-rays, cells that shine by themselves, one colour on the same.
+    if faint and random.random() < faint:
         level = image.mean()
         image = level + random.uniform(0.1, 0.5) * (image - level)
     if random.random() < 0.25:
