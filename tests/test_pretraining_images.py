@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from anomalib_lite.pretraining import fields
-from anomalib_lite.pretraining.augmentation import augmented
+from anomalib_lite.pretraining.augmentation import augmented, grained
 from anomalib_lite.pretraining.pool import draw_pool
 from anomalib_lite.pretraining.scenes import scene, texture
 
@@ -121,3 +121,17 @@ class TestAugmentation:
         mixed = augmented(plain, 48, torch.Generator().manual_seed(0), mix=True)
         assert alone.std(dim=(2, 3)).max() < 1e-5
         assert mixed.std(dim=(2, 3)).max() > 0.05
+
+    def test_some_crops_become_fainter_and_some_grained(self):
+        plain = torch.full((64, 3, 32, 32), 0.5)
+        plain[:, :, :, 16:] = 0.7
+        given = grained(plain, torch.Generator().manual_seed(0))
+        assert torch.equal(given, grained(plain, torch.Generator().manual_seed(0)))
+        assert given.min() >= 0
+        assert given.max() <= 1
+        left, right = given[..., :16], given[..., 16:]
+        steps = right.mean(dim=(1, 2, 3)) - left.mean(dim=(1, 2, 3))
+        assert 0.2 < (steps < 0.18).float().mean() < 0.5  # a third are fainter than they were
+        grain = left.mean(dim=1).std(dim=(1, 2))
+        assert 0.3 < (grain > 0.001).float().mean() < 0.7
+        assert grain.max() < 0.12

@@ -180,6 +180,29 @@ class TestDistillation:
             apart = level[0, :, edge:-edge, edge : -edge - steps]
             assert (here - there).norm() < 0.02 * (apart - there).norm()
 
+    def test_images_weigh_by_what_they_vary_inside(self):
+        generator = torch.Generator().manual_seed(0)
+        strong = [torch.randn(1, 3, side, side, generator=generator) for side in (16, 8)]
+        faint = [1e-3 * level for level in strong]
+        loss = distillation.relative_loss
+        half = [[0.5 * level for level in levels] for levels in (strong, faint)]
+        assert loss(half[0], strong) == pytest.approx(0.25 / 1.1, rel=0.1)
+        assert loss(half[1], faint) < 1e-4  # fainter than anything: what errors are measured in ends somewhere
+        together = loss(
+            *([torch.cat(pair) for pair in zip(*levels, strict=True)] for levels in (half, (strong, faint)))
+        )
+        assert together == pytest.approx((float(loss(half[0], strong)) + float(loss(half[1], faint))) / 2, rel=1e-4)
+
+    def test_edges_weigh_less(self):
+        target = [torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(1)) for side in (16, 8)]
+        at_edge, inside = ([level.clone() for level in target] for _ in range(2))
+        for edge, middle in zip(at_edge, inside, strict=True):
+            edge[..., 0, 0] += 1
+            middle[..., 4, 4] += 1
+        assert distillation.relative_loss(at_edge, target) == pytest.approx(
+            float(distillation.relative_loss(inside, target)) / 4, rel=1e-4
+        )
+
     @pytest.mark.parametrize(("weights", "text"), [({}, "not none"), ({"vgg16": "x.pth"}, "not vgg16")])
     def test_teachers_that_are_none(self, weights, text):
         with pytest.raises(ValueError, match=f"teachers are any of resnet18, .*{text}"):

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from anomalib_lite.detector import Detector
 from anomalib_lite.embedding.builtin import BUILTIN
+from anomalib_lite.embedding.joined import weights_among
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.scoring import SCORERS
@@ -69,7 +70,7 @@ class Method:
         # Never int8, which every detector would calibrate anew: what the network says is shared between all.
         dtype = str(pick_dtype(settings.dtype, pick_device(settings.device))).removeprefix("torch.")
         shared: dict[str, Any] = {"device": settings.device, "dtype": dtype, "random_state": random_state}
-        network: dict[str, Any] = {"layers": self.layers, "weights": settings.weights.get(self.backbone or "")}
+        network: dict[str, Any] = {"layers": self.layers, "weights": weights_among(settings.weights, self.backbone)}
         if self.kind == "unsupervised":
             return Detector(
                 backbone=self.backbone or BUILTIN,

@@ -9,7 +9,7 @@ from typing import Any
 
 from anomalib_lite.detecting.parameters import Parameters
 from anomalib_lite.detecting.quality import MOST_PIXELS
-from anomalib_lite.embedding.embedder import BUILTIN, Embedder
+from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import EmbeddedSource
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.images.fixture import Fixture, make_fixture
@@ -56,8 +56,7 @@ def frame_for(
         return embedder.frame
     asked, side = parameters.image_size, embedder.image_size[0]
     wanted: Any = tuple(asked) if isinstance(asked, Sequence) else asked
-    # The built-in network takes any size; others do best at the one they were trained for.
-    if wanted is None and embedder.backbone != BUILTIN:
+    if wanted is None and not embedder.takes_any_size:
         wanted = side
     sizes = picture_sizes(source) or [(side, side)]  # none can be read: that is said when they are
     frame = choose_frame(

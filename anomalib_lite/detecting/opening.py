@@ -13,7 +13,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 
 from anomalib_lite.detecting.parameters import STORED
-from anomalib_lite.embedding.embedder import Embedder, weights_of
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.joined import weights_of
 from anomalib_lite.embedding.weights import StoredWeights, Weights, WeightsError
 from anomalib_lite.files import model_file
 from anomalib_lite.files.model_file import ModelFileError

@@ -40,15 +40,17 @@ class Backbone:
     default_layers: tuple[str, ...]
     penultimate: str
     build_options: dict[str, bool] = field(default_factory=dict)
+    # Of the default layers, on 96 drawn images, weights of torchvision: the roots of their channels' summed variances.
+    spreads: tuple[float, ...] = ()
 
 
-def _resnet(width: int) -> Backbone:
+def _resnet(width: int, spreads: tuple[float, ...] = ()) -> Backbone:
     layers = {f"layer{i + 1}": Layer(f"layer{i + 1}", width << i, 4 << i) for i in range(4)}
-    return Backbone(256, layers, ("layer2", "layer3"), "flatten")
+    return Backbone(256, layers, ("layer2", "layer3"), "flatten", spreads=spreads)
 
 
 BACKBONES: dict[str, Backbone] = {
-    "resnet18": _resnet(64),
+    "resnet18": _resnet(64, (2.83, 3.09)),
     "resnet50": _resnet(256),
     "wide_resnet50_2": _resnet(256),
     "vgg16": Backbone(
@@ -78,6 +80,7 @@ BACKBONES: dict[str, Backbone] = {
         "flatten",
         # The pretrained network expects inputs scaled its own way and was trained with an auxiliary head.
         {"transform_input": True, "aux_logits": False, "init_weights": False},
+        (9.15, 7.30),
     ),
     "mobilenet_v2": Backbone(
         256,
@@ -90,6 +93,7 @@ BACKBONES: dict[str, Backbone] = {
         },
         ("features.6", "features.13"),
         "flatten",
+        spreads=(4.16, 5.66),
     ),
     "squeezenet1_1": Backbone(
         256,
@@ -100,6 +104,7 @@ BACKBONES: dict[str, Backbone] = {
         },
         ("features.7", "features.12"),
         "features.12",
+        spreads=(696.0, 210.0),
     ),
 }
 """Networks with known layers. Any other torchvision classification model works when `layers` are named."""

@@ -21,12 +21,13 @@ from torch import Tensor, nn
 
 from anomalib_lite.embedding import backbones
 from anomalib_lite.embedding.arithmetic import pick_arithmetic
-from anomalib_lite.embedding.builtin import BUILTIN, GENERATIONS, build_builtin
+from anomalib_lite.embedding.builtin import BUILTIN, build_builtin
+from anomalib_lite.embedding.joined import build_joined, joint_fingerprint, names_in
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.pixels import IMAGENET_MEAN, IMAGENET_STD, both_sides, halved
 from anomalib_lite.embedding.pooling import Features, finest_grid
 from anomalib_lite.embedding.quantization import Blueprint, IntegerNetwork, NotQuantizableError, Ranges
-from anomalib_lite.embedding.weights import CACHED, IMAGENET, Weights, fingerprint
+from anomalib_lite.embedding.weights import IMAGENET, Weights
 from anomalib_lite.images.framing import Frame
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.machine.integers import EngineName, onednn_fault, pick_engine
@@ -47,14 +48,16 @@ class Embedder:
     Parameters
     ----------
     backbone : str
-        "builtin" (ships with the package, no download) or the name of a torchvision classification model.
+        "builtin" (ships with the package, no download), the name of a torchvision classification model, or several
+        with a plus between, side by side: "builtin+mobilenet_v2" (`embedding.joined`).
     layers : sequence of str or comma-separated str, optional
         Layers to combine; "penultimate" for the classic vector before the classifier (global level only).
         Default: the backbone's own choice in `embedding.backbones.BACKBONES`.
     level : "patch" or "global"
         One vector per patch of the image, or one per image.
     weights : "imagenet", path, or state dict
-        Where a torchvision backbone's weights come from; see `embedding.weights.load_weights`.
+        Where a torchvision backbone's weights come from; see `embedding.weights.load_weights`, of several
+        `embedding.joined.build_joined`.
     image_size : int or (height, width), optional
         Pixels of the images that `embed` is given; one number for a square. Default: the backbone's own.
     device, dtype : str
@@ -111,9 +114,11 @@ class Embedder:
         self.ranges: Ranges | None = None
         self._integers: IntegerNetwork | None = None
         self._integers_of_halves: IntegerNetwork | None = None  # laid out for another size
-        if backbone == BUILTIN:
+        self._names = names_in(backbone)
+        if BUILTIN in self._names or len(self._names) > 1:
             if layers is not None:
-                raise ValueError("the built-in backbone has its own layers; leave them out")
+                whose = "the built-in backbone" if backbone == BUILTIN else backbone
+                raise ValueError(f"{whose} has its own layers; leave them out")
             self.layers: tuple[str, ...] = ()
         else:
             self.layers = backbones.resolve_layers(backbone, layers)
@@ -121,7 +126,7 @@ class Embedder:
                 raise ValueError("the penultimate layer has one vector per image; use level='global'")
         self._weights = weights
         network = self.fresh_network()
-        self.fingerprint = fingerprint(network)
+        self.fingerprint = joint_fingerprint(network)
         self.weight_count = sum(tensor.numel() for tensor in network.parameters())
         mean, deviation = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
         self.pixel_scale = 1 / (255 * deviation), mean / deviation  # pixels are multiplied by, and then lowered by
@@ -135,6 +140,8 @@ class Embedder:
 
     def fresh_network(self) -> nn.Module:
         """Another copy of the network, float32 and in evaluation mode, to be changed or stored."""
+        if len(self._names) > 1:
+            return build_joined(self._names, self._weights)
         if self.backbone == BUILTIN:
             return build_builtin(self._weights)
         return backbones.build(self.backbone, self.layers, IMAGENET if self._weights is None else self._weights)
@@ -148,6 +155,11 @@ class Embedder:
     def framed(self, frame: Frame) -> Embedder:
         """The same network for pictures that come to it by another frame; shares its parameters."""
         return self if frame == self.frame else self._but(frame=frame)
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether pictures are shown to it as large as they are; networks of ImageNet do best at what they learnt."""
+        return BUILTIN in self._names
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -374,18 +386,6 @@ class Embedder:
             else:
                 self._integers = integers
             return integers(pixels)
-
-
-def weights_of(backbone: str, given: Weights | None, fingerprint: object, *, download: bool) -> Weights | None:
-    """Weights to open a stored model with: those given, else the backbone's own, over the network only if told to.
-
-    Of the built-in network those that the model was fitted with, if they are of a generation that ships.
-    """
-    if given is not None:
-        return given
-    if backbone == BUILTIN:
-        return GENERATIONS.get(str(fingerprint))
-    return IMAGENET if download else CACHED
 
 
 def _float_name(dtype: str, device: torch.device) -> str:

@@ -13,7 +13,7 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,8 @@ class StoredWeights:
     parameters: Mapping[str, Tensor]
 
 
-Weights = str | Path | Mapping[str, Tensor] | StoredWeights
+# A mapping is a state dict, or of several networks side by side the weights of each by its name.
+Weights = str | Path | Mapping[str, Any] | StoredWeights
 
 IMAGENET = "imagenet"
 CACHED = "imagenet-cached"

@@ -25,7 +25,7 @@ from anomalib_lite.embedding.weights import Weights, fingerprint, weights_in
 from anomalib_lite.files.atomic import write_atomically
 from anomalib_lite.machine.hardware import pick_device, pick_dtype
 from anomalib_lite.pretraining import classification, distillation, scenes
-from anomalib_lite.pretraining.augmentation import augmented, disturbed
+from anomalib_lite.pretraining.augmentation import augmented, disturbed, grained
 from anomalib_lite.pretraining.growing import begin_with
 from anomalib_lite.pretraining.pool import draw_pool
 from anomalib_lite.pretraining.training import train
@@ -103,6 +103,8 @@ class Batches:
 
     def train(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         crops, indices, generator = self._draw(2 * (step + 10_000), _HELD_OUT, len(self.pool))
+        if self.mix:
+            crops = grained(crops, generator)
         return _as_bytes(disturbed(crops, generator)), _as_bytes(crops), indices
 
     def held_out(self, number: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,7 +146,8 @@ def save(network: SmallNetwork, path: Path) -> None:
 def _distillation_loss(
     teacher: distillation.Teacher, network: nn.Module, seen: Tensor, crops: Tensor, indices: Tensor
 ) -> Tensor:
-    return distillation.distillation_loss(network(_shown(seen)), teacher(crops))
+    loss = distillation.relative_loss if network.training else distillation.distillation_loss
+    return loss(network(_shown(seen)), teacher(crops))
 
 
 def _classification_loss(network: nn.Module, seen: Tensor, crops: Tensor, indices: Tensor) -> Tensor:

@@ -19,13 +19,35 @@ def augmented(images: Tensor, side: int, generator: torch.Generator, *, mix: boo
     return _relit(images, generator)
 
 
+def grained(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Crops (n, 3, h, w) in [0, 1], a third of them fainter, half of them with a grain of their own, here and there.
+
+    Cast, ground and polished surfaces are little else, and magnified drawings lack it.
+    """
+    n, _, height, width = images.shape
+    device = images.device
+    fainter = torch.where(_uniform(n, 0, 1, generator) < 1 / 3, _uniform(n, -1.4, 0, generator), 0.0)
+    level = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = level + (images - level) * torch.exp(fainter).view(n, 1, 1, 1).to(device)
+    grain = torch.zeros(n, 1, height, width)
+    for scale in (1, 2, 4):  # pixels
+        noise = torch.randn(n, 1, height // scale, width // scale, generator=generator)
+        noise = F.interpolate(noise, size=(height, width), mode="bilinear", align_corners=False)
+        grain = grain + noise * _uniform(n, 0, 1, generator).view(n, 1, 1, 1)
+    amount = torch.exp(_uniform(n, -5.5, -2.7, generator)) * (_uniform(n, 0, 1, generator) < 0.5)
+    tint = 1 + 0.2 * torch.randn(n, 3, 1, 1, generator=generator)
+    here = 1 - _soft_masks(n, height, generator)
+    return (images + (grain * here * amount.view(n, 1, 1, 1) * tint).to(device)).clamp(0, 1)
+
+
 def disturbed(images: Tensor, generator: torch.Generator) -> Tensor:
     """Images (n, 3, h, w) in [0, 1] as a camera might take them another day: light, its colour and noise shaken."""
     n = len(images)
     gain = torch.exp(0.08 * torch.randn(n, 1, 1, 1, generator=generator))
     cast = torch.exp(0.05 * torch.randn(n, 3, 1, 1, generator=generator))
     lift = _uniform(n, -0.04, 0.04, generator).view(n, 1, 1, 1)
-    noise = torch.randn(images.shape, generator=generator) * _uniform(n, 0, 0.012, generator).view(n, 1, 1, 1)
+    noisy = _uniform(n, -0.012, 0.012, generator).clamp(min=0).view(n, 1, 1, 1)
+    noise = torch.randn(images.shape, generator=generator) * noisy
     device = images.device
     return (images * (gain * cast).to(device) + (lift + noise).to(device)).clamp(0, 1)
 

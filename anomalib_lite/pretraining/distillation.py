@@ -2,9 +2,10 @@
 
 Every layer of every teacher is scaled to the same variance, all its channels by one factor, and side by side they are
 turned to as many principal components as the small network has answers. So distances between patches are those of all
-teachers together, but for what the last components hold. Compared by mean square error, as EfficientAD distils its
-patch network (Batzner et al., WACV 2024, section 3.1), but on drawn images; several teachers as in Ranzinger et al.,
-AM-RADIO, CVPR 2024. An error of 1 is what the mean would score.
+teachers together, but for what the last components hold. Compared by square error, as EfficientAD distils its patch
+network (Batzner et al., WACV 2024, section 3.1), but on drawn images and, in training, each in units of its own
+variance; several teachers as in Ranzinger et al., AM-RADIO, CVPR 2024. A mean square error of 1 is what the mean would
+score.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ TEACHERS = {
 
 # InceptionV3 does not pad: its first place of stride 8 is centred on pixel 13, and so is the last from the other end.
 _MARGIN, _CALIBRATING = 13, 32
+# What is added to the variance inside an image, in units of all images'; the weight of places that see beyond the
+# picture, and how many rows of each map those are.
+_FAINTEST, _AT_EDGES, _MARGINS = 0.1, 0.25, (3, 2)
 
 
 class Teacher:
@@ -130,6 +134,26 @@ def distillation_loss(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
     return sum((F.mse_loss(a.float(), t) for a, t in zip(answers, targets, strict=True)), torch.zeros(())) / len(
         answers
     )
+
+
+def relative_loss(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Square errors in units of what the targets vary by within each image, both levels weighing the same.
+
+    Parts are told from one another by how they differ from others of their kind, which on a faint surface is little. By
+    plain errors a network learns those images last: they are a few per cent of the sum. Places at the edges, whose
+    answers are mostly of what is padded there, count less.
+    """
+    total = torch.zeros(())
+    for answer, target, widest in zip(answers, targets, _MARGINS, strict=True):
+        rows = target.shape[-1]
+        margin = min(widest, rows // 2 - 1)
+        inside = (..., slice(margin, rows - margin), slice(margin, rows - margin))
+        unit = target[inside].var(dim=(2, 3)).mean(1) + _FAINTEST
+        errors = (answer.float() - target).square().mean(1)
+        weights = torch.full(errors.shape[1:], _AT_EDGES, device=errors.device)
+        weights[inside] = 1
+        total = total + ((errors * weights).sum(dim=(1, 2)) / weights.sum() / unit).mean()
+    return total / len(answers)
 
 
 def exported(network: SmallNetwork) -> SmallNetwork:

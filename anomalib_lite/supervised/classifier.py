@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from anomalib_lite.embedding.builtin import BUILTIN
-from anomalib_lite.embedding.embedder import Embedder, weights_of
+from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.joined import only_one, weights_of
 from anomalib_lite.embedding.pixels import check_image_size, standardised
 from anomalib_lite.embedding.streaming import embed_source
 from anomalib_lite.embedding.weights import StoredWeights, Weights
@@ -183,6 +184,8 @@ class Classifier:
         else:
             # Trained parameters have to be float32; passes run in the faster format either way.
             own = "float32" if model == "finetune" else dtype
+            if model == "finetune":
+                only_one(backbone, model)
             self.embedder = Embedder(
                 backbone,
                 layers=layers,

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from anomalib_lite.embedding.embedder import Embedder
+from anomalib_lite.embedding.joined import only_one
 from anomalib_lite.embedding.pixels import check_image_size, standardised
 from anomalib_lite.embedding.weights import StoredWeights, Weights
 from anomalib_lite.evaluation.pixel_metrics import PixelCurves, PixelMetrics
@@ -159,6 +160,7 @@ class Segmenter:
         self.dtype = pick_dtype(dtype, self.device)
         self.embedder: Embedder | None = None
         if encoder is not None:
+            only_one(encoder, "a segmenter")
             self.embedder = Embedder(
                 encoder, layers=layers, weights=weights, image_size=image_size, device=device, dtype="float32"
             )
