@@ -62,11 +62,12 @@ class Detector(EstimatorHabits):
     Parameters
     ----------
     backbone : str, default "builtin"
-        "builtin" (no download) or a torchvision classification network.
+        "builtin" (no download), a torchvision classification network, or several side by side: "builtin+resnet18".
     layers : sequence of str or comma-separated str, optional
         Layers of the backbone; default: its own choice.
     weights : "imagenet", path, or state dict, optional
-        Weights of a torchvision backbone; default: torchvision's, downloaded once.
+        Weights of a torchvision backbone; default: torchvision's, downloaded once. Of several, a folder with a file
+        of each (``resnet18.pth``), or weights by name.
     level : "patch", "global" or "both"
         A grid of vectors per image (gives heat maps), or one vector per image. "both" compares whole images beside
         their patches, for what no patch shows, such as a piece too few among loose ones; see `fitted.whole`.

@@ -35,7 +35,7 @@ Download = Annotated[bool, typer.Option("--download", help="fetch a torchvision 
 MaxPixels = Annotated[int | None, typer.Option(help="larger pictures are unreadable [default: as fitted]")]
 Weights = Annotated[
     str | None,
-    typer.Option(help="the backbone's weights: a local file, or first for the built-in network's of 0.1"),
+    typer.Option(help="the backbone's weights: a local file or folder, or first for the built-in network's of 0.1"),
 ]
 
 
@@ -92,8 +92,12 @@ def _variations(text: str) -> Any:
 
 # Name -> (type, what it is, its default as told).
 _DETECTOR: dict[str, tuple[Any, str, str]] = {
-    "backbone": (str, "builtin, resnet18, vgg16, inception_v3, …", "builtin"),
-    "weights": (str, "local weights file (.pth or .safetensors), may be partial", "torchvision's, if need be"),
+    "backbone": (str, "builtin, resnet18, vgg16, inception_v3, … or several: builtin+resnet18", "builtin"),
+    "weights": (
+        str,
+        "local file (.pth or .safetensors), may be partial; of several a folder",
+        "torchvision's, if need be",
+    ),
     "layers": (str, "layers to combine, comma-separated, or 'penultimate'", "by backbone"),
     "level": (str, "patch (heat maps), global, or both", "patch"),
     "quality": (str, "fast, balanced or best", "balanced"),

@@ -208,6 +208,16 @@ class TestDistillation:
         with pytest.raises(ValueError, match=f"teachers are any of resnet18, .*{text}"):
             distillation.Teacher(weights, 64, CPU, 4)
 
+    def test_a_network_teaches_twice_with_other_weights(self, teachers):
+        twice = {"mobilenet_v2": teachers["mobilenet_v2"], "mobilenet_v2+other": teachers["mobilenet_v2"]}
+        alone, both = (
+            distillation.Teacher(weights, 64, CPU, 4) for weights in ({"resnet18": teachers["resnet18"]}, twice)
+        )
+        assert [embedder.backbone for embedder in alone.embedders] == ["resnet18"]
+        assert [embedder.backbone for embedder in both.embedders] == ["mobilenet_v2"] * 2
+        both.calibrate([crops(0)])
+        assert both(crops(1))[0].shape == (4, CHANNELS[0], 8, 8)
+
     def test_what_ships_is_what_was_trained_with_both_maps_weighing_the_same(self):
         network = SmallNetwork(**TINY, normalize=True)
         for seed in range(3):

@@ -129,7 +129,8 @@ def _shown(crops: Tensor) -> Tensor:
 
 
 def _weights_of_teachers(arguments: argparse.Namespace) -> dict[str, Weights]:
-    found = {name: path for name, path in weights_in(arguments.teachers).items() if name in distillation.TEACHERS}
+    files = weights_in(arguments.teachers).items()
+    found = {name: path for name, path in files if distillation.network_of(name) in distillation.TEACHERS}
     wanted = arguments.teacher or list(found)
     if missing := set(wanted) - set(found):
         raise FileNotFoundError(f"{arguments.teachers} has no weights of {', '.join(sorted(missing))}")
@@ -162,7 +163,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--road", choices=["teacher", "classes"], default="teacher")
     parser.add_argument("--teachers", type=Path, help="folder of torchvision state dicts, named as resnet18.pth")
-    parser.add_argument("--teacher", choices=distillation.TEACHERS, nargs="+", help="which of them; default: all")
+    parser.add_argument("--teacher", nargs="+", help="which of them; default: all")
     parser.add_argument("--widths", type=int, nargs=3, default=WIDTHS, help="channels at strides 4, 8 and 16")
     parser.add_argument("--depths", type=int, nargs=3, default=DEPTHS, help="residual blocks at each")
     parser.add_argument("--begin", type=Path, help="weights of a trained network, as wide or narrower, to begin with")

@@ -29,7 +29,7 @@ TEACHERS = {
     "mobilenet_v2": ("features.6", "features.13"),
     "inception_v3": ("Mixed_5d", "Mixed_6e"),
 }
-"""Of each the layers at strides 8 and 16."""
+"""Of each the layers at strides 8 and 16. What teaches twice, with other weights, is called ``mobilenet_v2+other``."""
 
 # InceptionV3 does not pad: its first place of stride 8 is centred on pixel 13, and so is the last from the other end.
 _MARGIN, _CALIBRATING = 13, 32
@@ -46,11 +46,11 @@ class Teacher:
 
     Parameters
     ----------
-    weights : torchvision state dicts by the names in `TEACHERS`.
+    weights : torchvision state dicts by the names in `TEACHERS`, to which a plus and anything may be added.
     """
 
     def __init__(self, weights: Mapping[str, Weights], side: int, device: torch.device, batch: int):
-        unknown = set(weights) - set(TEACHERS)
+        unknown = {name for name in weights if network_of(name) not in TEACHERS}
         if unknown or not weights:
             raise ValueError(f"teachers are any of {', '.join(TEACHERS)}, not {', '.join(sorted(unknown)) or 'none'}")
         dtype = "int8" if device.type == "cpu" else "auto"
@@ -59,7 +59,7 @@ class Teacher:
                 name, layers=TEACHERS[name], weights=path, image_size=side + (_MARGIN + 6) * (name == "inception_v3"),
                 device=str(device), dtype=dtype, batch_size=batch,
             )
-            for name, path in weights.items()
+            for name, path in ((network_of(label), path) for label, path in weights.items())
         ]  # fmt: skip
         self.means: list[Tensor] = []
         self.turns: list[Tensor] = []
@@ -101,6 +101,11 @@ class Teacher:
             middles.append(middle)
             coarses.append(coarse)
         return [torch.cat(middles, dim=1), torch.cat(coarses, dim=1)]
+
+
+def network_of(label: str) -> str:
+    """The network that a teacher is, of what its weights are called."""
+    return label.partition("+")[0]
 
 
 class _Moments:
