@@ -33,7 +33,7 @@ def part(number):
     rng = np.random.default_rng(number)
     picture = Image.fromarray(render_part(rng, 256)[0])
     draw = ImageDraw.Draw(picture)
-    for _ in range(8):
+    for _ in range(10):
         start = rng.uniform(40, 216, 2)
         draw.line([*start, *(start + rng.uniform(-30, 30, 2))], fill=(int(rng.integers(0, 256)),) * 3, width=4)
     return np.asarray(picture)

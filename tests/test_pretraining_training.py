@@ -209,12 +209,12 @@ class TestDistillation:
             distillation.Teacher(weights, 64, CPU, 4)
 
     def test_a_network_teaches_twice_with_other_weights(self, teachers):
-        twice = {"mobilenet_v2": teachers["mobilenet_v2"], "mobilenet_v2+other": teachers["mobilenet_v2"]}
+        twice = {**teachers, "mobilenet_v2+other": teachers["mobilenet_v2"]}
         alone, both = (
             distillation.Teacher(weights, 64, CPU, 4) for weights in ({"resnet18": teachers["resnet18"]}, twice)
         )
         assert [embedder.backbone for embedder in alone.embedders] == ["resnet18"]
-        assert [embedder.backbone for embedder in both.embedders] == ["mobilenet_v2"] * 2
+        assert [embedder.backbone for embedder in both.embedders] == ["resnet18", "mobilenet_v2", "mobilenet_v2"]
         both.calibrate([crops(0)])
         assert both(crops(1))[0].shape == (4, CHANNELS[0], 8, 8)
 
