@@ -153,11 +153,12 @@ class TestScores:
         assert scores.regions(0) == []
         (region,) = scores.regions(1)
         left, top, right, bottom = region.box
-        # No more than three patches beyond what is there.
-        assert 30 - 24 < left <= 32
-        assert 52 <= right < 54 + 24
-        assert 40 - 24 < top <= 42
-        assert 62 <= bottom < 64 + 24
+        assert left <= 32
+        assert 52 <= right < left + 24 + 2 * 20  # five patches wider than what is there, at most
+        assert top <= 42
+        assert 62 <= bottom < top + 24 + 2 * 20
+        assert (left + right) / 2 == pytest.approx(42, abs=4)  # and half a patch beside it
+        assert (top + bottom) / 2 == pytest.approx(52, abs=4)
         assert region.area_mm2 == pytest.approx(region.area / 4)
         assert len(scores.regions(2)) == 2
 

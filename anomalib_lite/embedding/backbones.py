@@ -40,7 +40,8 @@ class Backbone:
     default_layers: tuple[str, ...]
     penultimate: str
     build_options: dict[str, bool] = field(default_factory=dict)
-    # Of the default layers, on 96 drawn images, weights of torchvision: the roots of their channels' summed variances.
+    # Of the default layers, on 96 drawn images: the roots of their channels' summed variances. ResNet18 and MobileNetV2
+    # with torchvision's weights, InceptionV3 and SqueezeNet with others.
     spreads: tuple[float, ...] = ()
 
 

@@ -2,8 +2,7 @@
 
 A backbone named ``builtin+mobilenet_v2`` is the built-in network and torchvision's MobileNetV2. Every layer is scaled
 to the spread that the built-in network's have, by what drawn images made of it; so none drowns the others before
-the reduction, as layers of different networks would (features of several networks side by side: Roth et al., PatchCore,
-CVPR 2022, section 4.4, an ensemble of three).
+the reduction. What it gives is in docs/benchmarks.md.
 """
 
 from __future__ import annotations
