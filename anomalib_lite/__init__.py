@@ -19,7 +19,7 @@ _HOME = {
     "Detector": "detector",
     "fit": "detector",
     "score": "detector",
-    "NoGoodImagesError": "fitted.fitting",
+    "NoGoodImagesError": "fitted.plan",
     "evaluate": "evaluation.measuring",
     "operating_points": "evaluation.operating",
     "compare": "comparison.comparing",
@@ -100,7 +100,7 @@ if TYPE_CHECKING:
     from anomalib_lite.evaluation.result import Evaluation
     from anomalib_lite.files.model_file import ModelFileError
     from anomalib_lite.fitted.calibration import Calibration
-    from anomalib_lite.fitted.fitting import NoGoodImagesError
+    from anomalib_lite.fitted.plan import NoGoodImagesError
     from anomalib_lite.images.decoding import UnreadableImageError
     from anomalib_lite.images.download import download
     from anomalib_lite.images.synthetic import make_metal_nut

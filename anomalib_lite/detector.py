@@ -35,8 +35,8 @@ from anomalib_lite.files import model_file
 from anomalib_lite.fitted import recalibration
 from anomalib_lite.fitted.adding import removed
 from anomalib_lite.fitted.core import Fitted
-from anomalib_lite.fitted.fitting import CalibrationKind
 from anomalib_lite.fitted.groups import Groups
+from anomalib_lite.fitted.plan import CalibrationKind
 from anomalib_lite.fitted.storing import to_arrays
 from anomalib_lite.images.decoding import DEFAULT_READING
 from anomalib_lite.images.loading import UnreadableImage

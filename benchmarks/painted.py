@@ -5,7 +5,7 @@
 
 A thin line, a soft spot or a patch of the picture elsewhere, small and faint, so that no detector finds them all.
 Compared are the values of `KNNScorer.local`, or weights of the built-in network; no picture of a real defect takes
-part.
+part. Pixels are those that the paint has changed.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
+
+CHANGED = 8
 
 
 def painted(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -58,6 +60,10 @@ class Painted:
     def read(self, i):
         return painted(self.source.read(i), np.random.default_rng((self.seed, i)))
 
+    def mask(self, i):
+        """Bool (H, W): what was changed by more than a few grey values."""
+        return np.abs(self.read(i).astype(np.int16) - self.source.read(i)).max(axis=2) > CHANGED
+
 
 def main() -> None:
     from coverage import Embedded
@@ -65,6 +71,7 @@ def main() -> None:
     from anomalib_lite import Detector, KNNScorer
     from anomalib_lite.embedding.streaming import embed_source
     from anomalib_lite.evaluation.metrics import auroc
+    from anomalib_lite.evaluation.pixel_metrics import PixelCurves
     from anomalib_lite.images.mvtec import open_mvtec
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -76,28 +83,38 @@ def main() -> None:
     given = arguments.weights or [None]
     scorers = [{}] if arguments.weights else [{"local": local} for local in arguments.local]
     names = [Path(path).stem for path in given] if arguments.weights else [f"local {x:g}" for x in arguments.local]
-    print("| data | " + " | ".join(f"{name}: recall at 5 %, AUROC" for name in names) + " |")
+    print("| data | " + " | ".join(f"{name}: recall at 5 %, AUROC, pixel AUROC / AUPRO" for name in names) + " |")
     print("| --- |" + " --- |" * len(names))
     for folder in arguments.data:
         source = open_mvtec(folder).train
         every = np.arange(len(source))
-        found: list[list[tuple[float, float]]] = [[] for _ in names]
+        found: list[list[tuple[float, ...]]] = [[] for _ in names]
         for number, weights in enumerate(given):
             embedder = Detector(dtype="float32", weights=weights).embedder
             plain = {image.index: image.stored() for image in embed_source(embedder, source, every)}
             for draw in range(arguments.draws):
-                bad = {image.index: image.stored() for image in embed_source(embedder, Painted(source, draw), every)}
+                paint = Painted(source, draw)
+                bad = {image.index: image.stored() for image in embed_source(embedder, paint, every)}
                 learnt, new = np.array_split(np.random.default_rng(draw).permutation(sorted(plain)), 2)
                 for place, options in enumerate(scorers, start=number * len(scorers)):
                     scorer = KNNScorer(random_state=draw, **options)
                     detector = Detector(dtype="float32", weights=weights, scorer=scorer, random_state=draw)
                     detector.fit(Embedded(source, plain, learnt), groups="each")
-                    good, worse = (detector.score(Embedded(source, known, new)).scores for known in (plain, bad))
+                    results = [detector.score(Embedded(source, known, new)) for known in (plain, bad)]
+                    good, worse = (result.scores for result in results)
+                    curves = PixelCurves()
+                    for i, number_of_image in enumerate(new.tolist()):
+                        curves.update(results[1].anomaly_map(i), paint.mask(number_of_image))
+                    pixels = curves.result()
                     labels = np.repeat([False, True], [len(good), len(worse)])
                     recall = float((worse > np.quantile(good, 0.95)).mean())
-                    found[place].append((recall, auroc(labels, np.append(good, worse))))
+                    area = auroc(labels, np.append(good, worse))
+                    found[place].append((recall, area, pixels.pixel_auroc, pixels.aupro))
         means = [np.mean(values, axis=0) for values in found]
-        print(f"| {folder.name} | " + " | ".join(f"{r:.3f}, {a:.4f}" for r, a in means) + " |", flush=True)
+        print(
+            f"| {folder.name} | " + " | ".join(f"{r:.3f}, {a:.4f}, {p:.4f} / {o:.3f}" for r, a, p, o in means) + " |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

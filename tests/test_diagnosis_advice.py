@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from anomalib_lite.diagnosis.advice import diagnose
-from anomalib_lite.fitted.fitting import NoGoodImagesError
+from anomalib_lite.fitted.plan import NoGoodImagesError
 from anomalib_lite.images.synthetic import render_part
 from anomalib_lite.images.variations import Variations
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from anomalib_lite.embedding.builtin import build_builtin
+from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.weights import WeightsError
 from anomalib_lite.files.checkpoints import CheckpointError
@@ -16,6 +17,7 @@ from anomalib_lite.pretraining import __main__ as command
 from anomalib_lite.pretraining import classification, distillation
 from anomalib_lite.pretraining.growing import begin_with
 from anomalib_lite.pretraining.optimizer import Muon, _orthogonal, optimizers
+from anomalib_lite.pretraining.placing import Placed, closest_margin, first_places
 from anomalib_lite.pretraining.training import train
 
 TINY = {"widths": (8, 16, 16), "depths": (0, 1, 1)}
@@ -155,30 +157,12 @@ class TestDistillation:
     def test_every_teacher_has_the_same_say_in_distances(self, teacher):
         together = torch.cdist(*2 * [teacher(crops(0))[0].permute(0, 2, 3, 1).flatten(0, 2)])
         alone = []
-        for embedder in teacher.embedders:
-            maps = [embedder.features(crops(i).numpy()).layers[0] for i in range(3)]
+        for placed in teacher.placed:
+            maps = [placed(crops(i).numpy())[0] for i in range(3)]
             rows = torch.cat(maps).permute(0, 2, 3, 1).flatten(0, 2)
             first = maps[0].permute(0, 2, 3, 1).flatten(0, 2)
             alone.append(torch.cdist(first, first) ** 2 / rows.var(dim=0).sum())
         assert torch.corrcoef(torch.stack([together.flatten() ** 2, sum(alone).flatten()]))[0, 1] > 0.99
-
-    def test_grids_of_a_teacher_that_does_not_pad_agree_with_the_students(self, tmp_path, monkeypatch):
-        from torchvision.models import inception_v3
-
-        # The first layers of their strides, which see least of the margins.
-        monkeypatch.setitem(distillation.TEACHERS, "inception_v3", ("Mixed_5b", "Mixed_6a"))
-        torch.manual_seed(0)
-        torch.save(inception_v3(init_weights=False, aux_logits=False).state_dict(), tmp_path / "inception_v3.pth")
-        teacher = distillation.Teacher({"inception_v3": tmp_path / "inception_v3.pth"}, 256, CPU, 2)
-        teacher.embedders = [embedder.in_floats() for embedder in teacher.embedders]
-        wide = nn.functional.interpolate(crops(0, 1, 24).permute(0, 3, 1, 2).float(), size=(256, 272), mode="bicubic")
-        wide = wide.clamp(0, 255).byte().permute(0, 2, 3, 1)
-        maps = teacher._maps(torch.cat([wide[:, :, :256], wide[:, :, 16:]]))
-        for level, steps, edge in zip(maps, (2, 1), (9, 6), strict=True):
-            assert level.shape[2:] == (32 * steps / 2, 32 * steps / 2)
-            here, there = level[0, :, edge:-edge, edge + steps : -edge], level[1, :, edge:-edge, edge : -edge - steps]
-            apart = level[0, :, edge:-edge, edge : -edge - steps]
-            assert (here - there).norm() < 0.02 * (apart - there).norm()
 
     def test_images_weigh_by_what_they_vary_inside(self):
         generator = torch.Generator().manual_seed(0)
@@ -228,6 +212,54 @@ class TestDistillation:
             trained, sent = network.eval()(images(9)), shipped(images(9))
         for a, b, channels in zip(trained, sent, CHANNELS, strict=True):
             assert torch.allclose(4 * a / channels**0.5, b, atol=4e-4)
+
+
+class TestPlacing:
+    """Teachers' maps lie where the cells of the student's do, wherever they look of their own accord."""
+
+    @pytest.mark.parametrize(("fine", "coarse"), [(0, 0), (3, 7), (11, 2)])
+    def test_finds_where_places_lie(self, fine, coarse):
+        def maps(shown):
+            pixels = torch.as_tensor(shown).permute(0, 3, 1, 2).float()
+            return [nn.functional.avg_pool2d(pixels[..., o:, o:], s) for o, s in ((fine, 8), (coarse, 16))]
+
+        found = first_places(maps, crops(0, n=64, side=128).numpy())
+        assert found == pytest.approx([fine + 3.5, coarse + 7.5], abs=0.7)
+
+    def test_a_dot_that_changes_nothing_tells_nothing(self):
+        def maps(shown):
+            pixels = torch.as_tensor(shown).permute(0, 3, 1, 2).float()
+            return [nn.functional.avg_pool2d(pixels, s) for s in (8, 16)]
+
+        mixed = crops(0, n=64, side=128).numpy()
+        mixed[::4] = 255  # lighter dots are not seen on white
+        assert first_places(maps, mixed) == pytest.approx([3.5, 7.5], abs=0.7)
+
+    def test_a_network_that_does_not_pad_is_shown_a_margin(self, tmp_path):
+        from torchvision.models import inception_v3
+
+        torch.manual_seed(0)
+        torch.save(inception_v3(init_weights=False, aux_logits=False).state_dict(), tmp_path / "inception_v3.pth")
+        embedder = Embedder("inception_v3", weights=tmp_path / "inception_v3.pth", image_size=128, dtype="float32")
+        measured_on = crops(0, n=16, side=128).numpy()
+        placed = Placed(embedder, measured_on)
+        assert placed.margin > 0
+        assert [tuple(level.shape[2:]) for level in placed(measured_on[:2])] == [(16, 16), (8, 8)]
+        assert first_places(placed, crops(1, n=16, side=128).numpy()) == pytest.approx([3.5, 7.5], abs=3.5)
+
+    @pytest.mark.parametrize("firsts", [(3.2, 7.0), (-1.6, -5.5), (12.9, 21.5), (0.0, 0.0), (6.4, 6.0), (3.5, -0.5)])
+    def test_the_margin_brings_both_maps_as_close_as_any(self, firsts):
+        def miss(margin):
+            return sum(
+                min((first - margin + stride * k - (stride - 1) / 2) ** 2 for k in range(-3, 6))
+                for first, stride in zip(firsts, (8, 16), strict=True)
+            )
+
+        margin, skipped = closest_margin(firsts)
+        assert min(skipped) >= 0
+        assert miss(margin) <= min(miss(other) for other in range(16)) + 1
+        for first, count, stride in zip(firsts, skipped, (8, 16), strict=True):
+            assert abs(first - margin + stride * count - (stride - 1) / 2) <= stride / 2
 
 
 class TestGrowing:

@@ -17,8 +17,10 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.streaming import EmbeddedImage, EmbeddedSource, OnUnreadable, embed_source
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.duplicates import describe_groups
-from anomalib_lite.fitted.fitting import EMBEDDING, EmbedElsewhere, Plan, fit_global, fit_patches, stages
+from anomalib_lite.fitted.fitting import fit_patches
 from anomalib_lite.fitted.groups import Groups, group_numbers
+from anomalib_lite.fitted.plan import EMBEDDING, EmbedElsewhere, Plan, stages
+from anomalib_lite.fitted.vectors import fit_global
 from anomalib_lite.fitted.whole import BOTH
 from anomalib_lite.images.fixture import RegisteredSource
 from anomalib_lite.images.loading import UnreadableImage

@@ -11,7 +11,7 @@ import numpy as np
 from anomalib_lite.detecting.quality import MOST_PIXELS, Quality
 from anomalib_lite.embedding.embedder import Level
 from anomalib_lite.embedding.weights import Weights
-from anomalib_lite.fitted.fitting import CalibrationKind
+from anomalib_lite.fitted.plan import CalibrationKind
 from anomalib_lite.fitted.whole import BOTH
 from anomalib_lite.images.fixture import check_turn
 from anomalib_lite.images.framing import Tiles, check_tiles

@@ -16,8 +16,8 @@ from anomalib_lite.fitted import recalibration
 from anomalib_lite.fitted.adding import Addition, added, require_bank
 from anomalib_lite.fitted.core import Fitted
 from anomalib_lite.fitted.duplicates import describe_groups, duplicate_groups
-from anomalib_lite.fitted.fitting import EMBEDDING
 from anomalib_lite.fitted.groups import Groups, group_names, numbered
+from anomalib_lite.fitted.plan import EMBEDDING
 from anomalib_lite.images.fixture import RegisteredSource
 from anomalib_lite.images.mvtec import refuse_labelled_root
 from anomalib_lite.images.training import open_training

@@ -27,8 +27,8 @@ from anomalib_lite.fitted.duplicates import (
     near_duplicates,
     too_many_twins,
 )
-from anomalib_lite.fitted.fitting import stages
 from anomalib_lite.fitted.groups import EACH, PARENT, Groups, group_names
+from anomalib_lite.fitted.plan import stages
 from anomalib_lite.images.loading import UnreadableImage
 from anomalib_lite.images.region import Region
 from anomalib_lite.images.sources import ImageSource, open_source

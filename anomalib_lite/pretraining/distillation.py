@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,6 +22,7 @@ from anomalib_lite.embedding.embedder import Embedder
 from anomalib_lite.embedding.network import CHANNELS, SmallNetwork
 from anomalib_lite.embedding.weights import Weights
 from anomalib_lite.pretraining.folding import folded_state
+from anomalib_lite.pretraining.placing import Placed
 
 TEACHERS = {
     "resnet18": ("layer2", "layer3"),
@@ -31,8 +31,7 @@ TEACHERS = {
 }
 """Of each the layers at strides 8 and 16. What teaches twice, with other weights, is called ``mobilenet_v2+other``."""
 
-# InceptionV3 does not pad: its first place of stride 8 is centred on pixel 13, and so is the last from the other end.
-_MARGIN, _CALIBRATING = 13, 32
+_CALIBRATING = 32
 # What is added to the variance inside an image, in units of all images'; the weight of places that see beyond the
 # picture, and how many rows of each map those are.
 _FAINTEST, _AT_EDGES, _MARGINS = 0.1, 0.25, (3, 2)
@@ -56,19 +55,21 @@ class Teacher:
         dtype = "int8" if device.type == "cpu" else "auto"
         self.embedders = [
             Embedder(
-                name, layers=TEACHERS[name], weights=path, image_size=side + (_MARGIN + 6) * (name == "inception_v3"),
+                network_of(label), layers=TEACHERS[network_of(label)], weights=path, image_size=side,
                 device=str(device), dtype=dtype, batch_size=batch,
             )
-            for name, path in ((network_of(label), path) for label, path in weights.items())
+            for label, path in weights.items()
         ]  # fmt: skip
+        self.placed: list[Placed] = []
         self.means: list[Tensor] = []
         self.turns: list[Tensor] = []
 
     def calibrate(self, batches: list[Tensor]) -> None:
-        """Learn from crops what range the layers have, and the principal components of all of them."""
-        for embedder in self.embedders:
-            if embedder.awaits_calibration:
-                embedder.calibrate(_shown(embedder, batches[0][:_CALIBRATING]))
+        """Learn from crops where the teachers look, what range their layers have, and the principal components."""
+        pixels = batches[0].cpu().numpy()
+        self.placed = [Placed(embedder, pixels) for embedder in self.embedders]
+        for placed in self.placed:
+            placed.calibrate(pixels[:_CALIBRATING])
         moments = [_Moments(), _Moments()]
         for batch in batches:
             for moment, found in zip(moments, self._maps(batch), strict=True):
@@ -93,13 +94,8 @@ class Teacher:
         return torch.cat([part.sum().rsqrt().expand(len(part)) for part in variances.split(channels)])
 
     def _maps(self, crops: Tensor) -> list[Tensor]:
-        middles, coarses = [], []
-        for embedder in self.embedders:
-            middle, coarse = (level.float() for level in embedder.features(_shown(embedder, crops)).layers)
-            if embedder.backbone == "inception_v3":  # its places of stride 16 lie between the student's
-                coarse = F.avg_pool2d(F.pad(coarse, (1, 1, 1, 1), mode="replicate"), 2, stride=1)
-            middles.append(middle)
-            coarses.append(coarse)
+        pixels = crops.cpu().numpy()
+        middles, coarses = zip(*(placed(pixels) for placed in self.placed), strict=True)
         return [torch.cat(middles, dim=1), torch.cat(coarses, dim=1)]
 
 
@@ -124,14 +120,6 @@ class _Moments:
     def all(self) -> tuple[Tensor, Tensor]:
         mean = torch.as_tensor(self.total) / self.count
         return mean, torch.as_tensor(self.product) / self.count - mean.outer(mean)
-
-
-def _shown(embedder: Embedder, crops: Tensor) -> np.ndarray:
-    """Crops as a teacher is shown them: with a reflected margin where it does not pad, so that all grids agree."""
-    pixels = crops.cpu().numpy()
-    if embedder.backbone != "inception_v3":
-        return pixels
-    return np.pad(pixels, ((0, 0), (_MARGIN, 6), (_MARGIN, 6), (0, 0)), "reflect")
 
 
 def distillation_loss(answers: list[Tensor], targets: list[Tensor]) -> Tensor:
