@@ -3,6 +3,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from anomalib_lite.scoring import SCORERS, KNNScorer
+from anomalib_lite.scoring.coreset import greedy_k_center
 
 
 @pytest.fixture
@@ -33,14 +34,35 @@ class TestBank:
             assert scorer.covering_radius_ == 0.0
 
     @pytest.mark.parametrize("selection", ["k-center", "random"])
-    def test_keeps_to_its_budget_and_says_where_rows_came_from(self, good, selection):
+    def test_keeps_to_its_budget_and_says_how_far_it_reaches(self, good, selection):
         groups = np.repeat(np.arange(30), 10)
         scorer = KNNScorer(bank_size=40, selection=selection).fit(good, groups)
         assert scorer.bank_.shape == (40, 6)
         assert len(set(scorer.bank_rows_)) == 40
-        assert np.array_equal(scorer.bank_, good[scorer.bank_rows_])
         distances = np.linalg.norm(good[:, None] - scorer.bank_[None], axis=2).min(axis=1)
         assert scorer.covering_radius_ == pytest.approx(distances.max(), rel=1e-4)
+
+    def test_random_rows_are_as_they_were(self, good):
+        scorer = KNNScorer(bank_size=40, selection="random").fit(good)
+        assert np.array_equal(scorer.bank_, good[scorer.bank_rows_])
+
+    def test_rows_of_a_coreset_are_the_means_of_what_is_nearest_to_them(self, good):
+        centres = good[greedy_k_center(good, 40)[0]]
+        cells = np.linalg.norm(good[:, None] - centres[None], axis=2).argmin(axis=1)
+        means = np.array([good[cells == i].mean(axis=0) for i in range(40)])
+        scorer = KNNScorer(bank_size=40).fit(good)
+        assert scorer.bank_ == pytest.approx(means, rel=1e-5, abs=1e-6)
+        distances = np.linalg.norm(good[:, None] - means[None], axis=2)
+        for i, row in enumerate(scorer.bank_rows_):  # the row that stands for each is the nearest of its own
+            assert distances[row].argmin() == i
+            assert distances[row, i] == pytest.approx(distances[distances.argmin(axis=1) == i, i].min())
+
+    def test_depends_less_on_the_seed_than_a_coreset_alone(self, good):
+        new = np.random.default_rng(9).normal(size=(200, 6)).astype(np.float32)
+        banks = [good[greedy_k_center(good, 60, random_state=s)[0]] for s in range(6)]
+        plain = [KNNScorer(bank_size=60, local=0).fit(bank).score(new) for bank in banks]
+        moved = [KNNScorer(bank_size=60, local=0, random_state=s).fit(good).score(new) for s in range(6)]
+        assert np.std(moved, axis=0).mean() < 0.9 * np.std(plain, axis=0).mean()
 
     def test_k_center_covers_better_than_chance(self, good):
         chance = [KNNScorer(bank_size=40, selection="random", random_state=s).fit(good) for s in range(5)]

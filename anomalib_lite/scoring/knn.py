@@ -2,6 +2,9 @@
 
 The bank has a budget in vectors; by default a greedy k-center coreset fills it, which keeps rare good rows
 that random choice would lose (Roth et al., PatchCore, CVPR 2022; Ramaswamy et al. 2000 for the k-NN outlier score).
+Its rows are the odd ones of their neighbourhoods, and which of them are taken is chance; so each is moved to the mean
+of the rows nearest to it, one step of Lloyd's (IEEE Transactions on Information Theory 28 (1982)). It ranks better and
+depends less on the seed; a second step changes little.
 """
 
 from __future__ import annotations
@@ -31,8 +34,8 @@ class KNNScorer:
     bank_size : int
         Budget in vectors; memory and search time are proportional to it.
     selection : "k-center", "random" or "full"
-        How the bank is filled when there are more rows than the budget. "full" keeps all rows, whatever their number:
-        memory and time grow with it.
+        How the bank is filled when there are more rows than the budget: "k-center" with means of neighbourhoods,
+        "random" with rows as they are. "full" keeps all rows, whatever their number: memory and time grow with it.
     k : int
         Neighbours averaged. 1 follows single odd good rows; more smooths and needs a larger bank.
     local : float in [0, 1]
@@ -47,7 +50,8 @@ class KNNScorer:
 
     Attributes
     ----------
-    bank_ : float32 (m, d); bank_rows_ : int64 (m,), their positions in the rows given to `fit`;
+    bank_ : float32 (m, d); bank_rows_ : int64 (m,), for each of it the position of the row that it is, or that lies
+    nearest to it, among those given to `fit`;
     covering_radius_ : float, the largest distance of a good row to its nearest in the bank.
 
     Examples
@@ -110,7 +114,15 @@ class KNNScorer:
         rows, radius = self._select(X)
         if len(rows) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted, but only {len(rows)} rows are distinct; lower k")
-        self._set(X[rows], radius)
+        if self.selection == "k-center" and len(rows) < len(X):
+            self._set(_means(X, rows, self.device), radius)
+            distances, nearest = self._index.search(X, 1)
+            self.covering_radius_ = float(distances.max())
+            order = np.lexsort((distances[:, 0], nearest[:, 0]))
+            reached, first = np.unique(nearest[order, 0], return_index=True)
+            rows[reached] = order[first]
+        else:
+            self._set(X[rows], radius)
         self.bank_rows_ = rows
         return self
 
@@ -184,3 +196,14 @@ class KNNScorer:
         rng = np.random.default_rng(self.random_state)
         chosen = np.sort(rng.choice(len(X), size=self.bank_size, replace=False))
         return chosen, float(NeighborIndex(X[chosen], device=self.device).search(X, 1)[0].max())
+
+
+def _means(X: np.ndarray, chosen: np.ndarray, device: str) -> np.ndarray:
+    """Of the chosen rows (m,) of X (n, d) each moved to the mean of the rows nearest to it: float32 (m, d)."""
+    nearest = NeighborIndex(X[chosen], device=device).search(X, 1)[1][:, 0]
+    order = np.argsort(nearest, kind="stable")
+    reached, first = np.unique(nearest[order], return_index=True)
+    sums = np.add.reduceat(X[order], first, axis=0, dtype=np.float64)
+    means = X[chosen]
+    means[reached] = sums / np.diff(np.append(first, len(X)))[:, None]
+    return means
