@@ -182,7 +182,7 @@ class TestFoldedRows:
         blocks = [(i % 2, rng.normal(size=(20, 3)).astype(np.float32)) for i in range(10)]
         rows, origins = self.filled(blocks, budget=2 * budget, coreset_size=30)
         mine = origins[:, 0] % 2 == 0
-        assert (mine.sum(), (~mine).sum()) == (15, 15)  # half the bank each
+        assert (mine.sum(), (~mine).sum()) == (30, 30)  # as many as the bank, each
         blocks = [(fold, rows if fold == 0 else 100 * rows) for fold, rows in blocks]
         again, their_origins = self.filled(blocks, budget=2 * budget, coreset_size=30)
         assert np.array_equal(again[their_origins[:, 0] % 2 == 0], rows[mine])

@@ -61,7 +61,7 @@ class Scorer(Protocol):
 class ExplainsByNeighbors(Protocol):
     """A scorer that names the good row a new one is most like.
 
-    After `fit` its `bank_rows_` (m,) are the positions of its bank among the rows it was given.
+    After `fit` its `bank_rows_` (m,) are the positions, among the rows it was given, of those that stand for its bank.
     """
 
     def score_and_nearest(self, X: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
