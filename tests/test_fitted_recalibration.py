@@ -71,10 +71,10 @@ class TestAttributes:
 class TestRecalibrate:
     def test_restores_the_rate_in_another_light(self, detector, quiet):
         """What the old threshold takes for odd is how good parts look now."""
-        moved = detector.recalibrate(parts(200, 40, light=1.9), groups="each")
+        moved = detector.recalibrate(parts(600, 40, light=1.9), groups="each")
         assert (moved.fitted_.calibration.n, moved.fitted_.calibration.exact) == (40, True)
         assert moved.fitted_.calibration.false_alarm_rate == 0.1
-        before, after = (d.score(parts(300, 60, light=1.9)).alarms.mean() for d in (detector, moved))
+        before, after = (d.score(parts(700, 60, light=1.9)).alarms.mean() for d in (detector, moved))
         assert before > 0.3
         assert after <= 0.2
 

@@ -167,7 +167,7 @@ class TestDetector:
 
     def test_without_it_the_ground_alarms(self, detector):
         plain = Detector(**SMALL).fit([picture(seed) for seed in range(12)])
-        lit = [picture(seed, ground=80) for seed in range(30, 36)]
+        lit = [picture(seed, ground=120) for seed in range(30, 36)]
         assert plain.score(lit).alarms.all()
         assert detector.score(lit).alarms.mean() < 0.5
 

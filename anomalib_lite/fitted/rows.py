@@ -162,8 +162,8 @@ class FoldedRows:
         Rows kept at most, see `RowCollector`.
     coreset_size : int or None
         Rows of the bank they are collected for. Every fold keeps as many, since of half as many the means of the bank
-        are means of odd rows, and held-out scores too high (median p 0.61 on halves of metal_nut); but no more than
-        two thirds of its budget, so that it is not full again at once. None thins at random.
+        are means of odd rows alone (image AUROC 0.936 and 0.926 on kolektor); but no more than two thirds of its
+        budget, so that it is not full again at once. None thins at random.
     random_state : int
     """
 
