@@ -3,8 +3,8 @@
 The bank has a budget in vectors; by default a greedy k-center coreset fills it, which keeps rare good rows
 that random choice would lose (Roth et al., PatchCore, CVPR 2022; Ramaswamy et al. 2000 for the k-NN outlier score).
 Its rows are the odd ones of their neighbourhoods, and which of them are taken is chance; so each is moved to the mean
-of the rows nearest to it, one step of Lloyd's (IEEE Transactions on Information Theory 28 (1982)). It ranks better and
-depends less on the seed; a second step changes little.
+of the rows nearest to it, one step of Lloyd's (IEEE Transactions on Information Theory 28 (1982)). It ranks better, and
+a second step changes little (`docs/benchmarks.md`).
 """
 
 from __future__ import annotations
