@@ -101,7 +101,7 @@ class TestContext:
         one = np.full((128, 128, 3), 90, np.uint8)
         other = one.copy()
         other[:, :24] = other[:, 104:] = 200
-        vectors = Embedder(dtype="float32", image_size=128, context=1.5).embed(np.stack([one, other]))
+        vectors = Embedder(dtype="float32", image_size=128, context=1.0).embed(np.stack([one, other]))
         change = np.linalg.norm(vectors[0, 8, 8, :384] - vectors[1, 8, 8, :384])
         farther = np.linalg.norm(vectors[0, 8, 8, 384:] - vectors[1, 8, 8, 384:])
         assert farther > 2 * change

@@ -23,7 +23,7 @@ def surface(seed, size=(96, 128)):
 
 @pytest.fixture(scope="module")
 def detector():
-    parameters = {"image_size": 96, "dtype": "float32", "workers": 0, "bank_size": 1200, "false_alarm_rate": 0.1}
+    parameters = {"image_size": 96, "dtype": "float32", "workers": 0, "bank_size": 600, "false_alarm_rate": 0.1}
     return Detector(**parameters).fit([surface(seed) for seed in range(24)])
 
 

@@ -153,10 +153,10 @@ class TestScores:
         assert scores.regions(0) == []
         (region,) = scores.regions(1)
         left, top, right, bottom = region.box
-        assert left <= 32
-        assert 52 <= right < left + 24 + 2 * 20  # five patches wider than what is there, at most
-        assert top <= 42
-        assert 62 <= bottom < top + 24 + 2 * 20
+        assert 30 - 20 < left <= 32
+        assert 52 <= right < 54 + 20
+        assert 40 - 20 < top <= 42
+        assert 62 <= bottom < 64 + 20
         assert (left + right) / 2 == pytest.approx(42, abs=4)  # and half a patch beside it
         assert (top + bottom) / 2 == pytest.approx(52, abs=4)
         assert region.area_mm2 == pytest.approx(region.area / 4)

@@ -135,7 +135,8 @@ def removed(fitted: Fitted, ids: Iterable[str]) -> Fitted:
     """The core without these images: their rows, and what they said of how good ones score.
 
     What lies near their rows was left out of the bank for being like them, and will look odder than it would after a
-    fit without them; where many are removed, fit again.
+    fit without them. What they gave to the mean of a row that another image stands for stays in it. Where many are
+    removed, fit again.
 
     Raises
     ------

@@ -84,7 +84,8 @@ class Embedded(Protocol):
 class Nearest:
     """What the worst patch of an image looks most like among the good training images.
 
-    Boxes are (left, top, right, bottom) in pixels of the image they lie in, as it came.
+    Boxes are (left, top, right, bottom) in pixels of the image they lie in, as it came. `distance` is that to the
+    nearest row of the bank, the mean of good patches of which the one that is named lies nearest to it.
     """
 
     box: tuple[int, int, int, int]

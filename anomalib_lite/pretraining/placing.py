@@ -26,7 +26,7 @@ Maps = Callable[[np.ndarray], Sequence[Tensor]]
 class Placed:
     """An embedder whose maps, of crops (n, side, side, 3), have their places in the middles of 8 and 16 pixels.
 
-    Crops are shown with a reflected margin, the one of which both maps come closest to that, and cut to the crop.
+    Crops are shown with the reflected margin with which both maps come closest to that, and maps are cut to them.
 
     Parameters
     ----------
@@ -76,6 +76,10 @@ def first_places(maps: Maps, crops: np.ndarray) -> list[float]:
     ----------
     maps : uint8 crops to tensors (n, c, rows, rows) of the strides 8 and 16
     crops : uint8 (n, side, side, 3)
+
+    Returns
+    -------
+    list of float, a pixel for each map
     """
     rng = np.random.default_rng(0)
     side = crops.shape[1]
