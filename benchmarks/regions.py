@@ -1,10 +1,12 @@
 """Regions against masks: how many defects a region hits, how many regions good images have, and how large they are.
 
     python benchmarks/regions.py --data metal_nut bottle magnetic_tile kolektor --froc froc.png
+    python benchmarks/regions.py --data … --weights first
 
 At the pixel threshold for the promised rate, and as a curve over other rates (FROC: free-response receiver operating
 characteristic, Bunch et al., Journal of Applied Photographic Engineering 4 (1978)). A defect is a connected part of a
-mask; area is that of all regions of an image over that of its mask, where a region hits it.
+mask; area is that of all regions of an image over that of its mask, where a region hits it. In common is what regions
+and masks share, of all pixels that either covers in pictures with a mask.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ RATES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
 
 def measure(detector, scores, data) -> dict[str, float]:
     """Of one set, at the threshold of the detector's rate."""
-    hit = defects = false = alarmed = good = 0
+    hit = defects = false = alarmed = good = shared = covered = 0
     ratios = []
     position = {name: i for i, name in enumerate(data.test.ids)}
     for i, name in enumerate(scores.ids):
@@ -40,6 +42,7 @@ def measure(detector, scores, data) -> dict[str, float]:
         labels, count = ndimage.label(mask, np.ones((3, 3)))
         reached = np.unique(labels[painted])
         hit, defects = hit + int((reached > 0).sum()), defects + count
+        shared, covered = shared + int((painted & mask).sum()), covered + int((painted | mask).sum())
         if (painted & mask).any():
             ratios.append(painted.sum() / mask.sum())
     return {
@@ -47,6 +50,7 @@ def measure(detector, scores, data) -> dict[str, float]:
         "defects": defects,
         "false": false / good,
         "alarmed": alarmed / good,
+        "common": shared / max(covered, 1),
         "good": good,
         "low": float(np.quantile(ratios, 0.25)) if ratios else np.nan,
         "area": float(np.median(ratios)) if ratios else np.nan,
@@ -62,21 +66,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="category folders in MVTec AD layout")
     parser.add_argument("--rate", type=float, default=0.05, help="promised false-alarm rate")
+    parser.add_argument("--weights", help="of the built-in network, as `Detector` takes them")
     parser.add_argument("--froc", type=Path, help="file of the curves")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| data | good images with a region (promised) | defects hit | regions per good image | area / mask |")
-    print("| --- | --- | --- | --- | --- |")
+    columns = ("data", "good images with a region (promised)", "defects hit", "regions per good image", "area / mask")
+    print(f"| {' | '.join(columns)} | in common |\n{'| --- ' * 6}|")
     figure = new_figure(height=3.4)
     (axis,) = axes_of(figure, 1, 1)
     for folder in arguments.data:
         data = open_mvtec(folder)
-        detector = Detector(false_alarm_rate=arguments.rate).fit(data.train)
+        detector = Detector(false_alarm_rate=arguments.rate, weights=arguments.weights).fit(data.train)
         found = measure(detector, detector.score(data.test), data)
         print(
             f"| {folder.name} | {found['alarmed']:.3f} ({arguments.rate:g}) of {found['good']} | {found['hit']:.3f} of "
             f"{found['defects']} | {found['false']:.3f} | "
-            f"{found['area']:.2f} (half: {found['low']:.2f} to {found['high']:.2f}) |",
+            f"{found['area']:.2f} (half: {found['low']:.2f} to {found['high']:.2f}) | {found['common']:.3f} |",
             flush=True,
         )
         if arguments.froc:
