@@ -24,6 +24,7 @@ _MAX_ROWS = 262_144
 # Neighbours of a bank row that its spacing is measured by, and the least share of the usual spacing that counts.
 _SPACING = 4
 _LEAST_UNIT = 0.25
+_AT_ONCE = 1024  # rows that are searched together for how far the bank reaches
 
 
 class KNNScorer:
@@ -50,8 +51,8 @@ class KNNScorer:
 
     Attributes
     ----------
-    bank_ : float32 (m, d); bank_rows_ : int64 (m,), for each of it the position of the row that it is, or that lies
-    nearest to it, among those given to `fit`;
+    bank_ : float32 (m, d); bank_rows_ : int64 (m,), for each of it the position, among the rows given to `fit`, of the
+    row that it is, or of that of its neighbourhood that lies nearest to its mean;
     covering_radius_ : float, the largest distance of a good row to its nearest in the bank.
 
     Examples
@@ -115,12 +116,14 @@ class KNNScorer:
         if len(rows) < self.k:
             raise ValueError(f"k={self.k} neighbours wanted, but only {len(rows)} rows are distinct; lower k")
         if self.selection == "k-center" and len(rows) < len(X):
-            self._set(_means(X, rows, self.device), radius)
-            distances, nearest = self._index.search(X, 1)
-            self.covering_radius_ = float(distances.max())
-            order = np.lexsort((distances[:, 0], nearest[:, 0]))
-            reached, first = np.unique(nearest[order, 0], return_index=True)
+            own = NeighborIndex(X[rows], device=self.device).search(X, 1)[1][:, 0]
+            means = _means(X, rows, own)
+            away = _distances(X, means, own)
+            order = np.lexsort((away, own))
+            reached, first = np.unique(own[order], return_index=True)
             rows[reached] = order[first]
+            self._set(means, radius)
+            self.covering_radius_ = _farthest(X, self._index, away)
         else:
             self._set(X[rows], radius)
         self.bank_rows_ = rows
@@ -198,12 +201,35 @@ class KNNScorer:
         return chosen, float(NeighborIndex(X[chosen], device=self.device).search(X, 1)[0].max())
 
 
-def _means(X: np.ndarray, chosen: np.ndarray, device: str) -> np.ndarray:
-    """Of the chosen rows (m,) of X (n, d) each moved to the mean of the rows nearest to it: float32 (m, d)."""
-    nearest = NeighborIndex(X[chosen], device=device).search(X, 1)[1][:, 0]
-    order = np.argsort(nearest, kind="stable")
-    reached, first = np.unique(nearest[order], return_index=True)
+def _means(X: np.ndarray, chosen: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Of the chosen rows (m,) of X (n, d) each moved to the mean of those whose `own` (n,) it is: float32 (m, d)."""
+    order = np.argsort(own, kind="stable")
+    reached, first = np.unique(own[order], return_index=True)
     sums = np.add.reduceat(X[order], first, axis=0, dtype=np.float64)
     means = X[chosen]
     means[reached] = sums / np.diff(np.append(first, len(X)))[:, None]
     return means
+
+
+def _distances(X: np.ndarray, means: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Of rows (n, d) to the mean that each is of: float32 (n,)."""
+    found = np.empty(len(X), dtype=np.float32)
+    for start in range(0, len(X), _AT_ONCE):
+        block = slice(start, start + _AT_ONCE)
+        found[block] = np.linalg.norm(X[block] - means[own[block]], axis=1)
+    return found
+
+
+def _farthest(X: np.ndarray, index: NeighborIndex, at_most: np.ndarray) -> float:
+    """The largest distance of rows (n, d) to what is nearest to them, for each of which a bound (n,) is known.
+
+    Those with the largest bounds are searched, until no bound left is larger than what was found.
+    """
+    farthest = 0.0
+    order = np.argsort(-at_most)
+    for start in range(0, len(X), _AT_ONCE):
+        block = order[start : start + _AT_ONCE]
+        if at_most[block[0]] <= farthest:
+            break
+        farthest = max(farthest, float(index.search(X[block], 1)[0].max()))
+    return farthest
