@@ -8,26 +8,29 @@ import pytest
 from anomalib_lite.pretraining import chain
 from anomalib_lite.pretraining.chain import LINKS, Link, code_of, command_of, trained
 
-# In place of the package of a commit: it tells of steps, writes the weights after each, and counts its runs.
+# In place of the package of a commit: it tells of steps, writes the weights at each, and counts its runs.
 STAND_IN = """
-import argparse, sys, time
+import argparse
 from pathlib import Path
-parser = argparse.ArgumentParser()
-for name in ("--images", "--steps", "--teachers", "--begin", "--work", "-o", "--report-every"):
-    parser.add_argument(name)
-parser.add_argument("--teacher", nargs="+")
-told = parser.parse_args()
-work = Path(told.work)
-work.mkdir(parents=True, exist_ok=True)
-with open(work / "runs", "a") as runs:
-    runs.write("run\\n")
-if (work / "broken").exists():
-    sys.exit(3)
-for step in range(1, int(told.steps) + 1):
-    time.sleep(0.2)  # what a step takes, against which writing takes little
-    print(f"step {step}: loss 1.0, held out 1.0, 0 s", flush=True)
-    time.sleep(0.02)
-    Path(told.o).write_text(f"step {step} after {told.begin}")
+
+def train(steps, begin=1, *, report):
+    for step in range(begin, steps + 1):
+        report(step, 1.0)
+
+def main():
+    parser = argparse.ArgumentParser()
+    for name in ("--images", "--steps", "--teachers", "--begin", "--work", "-o", "--report-every"):
+        parser.add_argument(name)
+    parser.add_argument("--teacher", nargs="+")
+    told = parser.parse_args()
+    work = Path(told.work)
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "runs", "a") as runs:
+        runs.write("run\\n")
+    if (work / "broken").exists():
+        raise SystemExit(3)
+    begin = 4 if (work / "passed").exists() else 1
+    train(int(told.steps), begin, report=lambda step, loss: Path(told.o).write_text(f"step {step} after {told.begin}"))
 """
 
 
@@ -52,7 +55,7 @@ class TestLink:
             assert done.read_text() == "step 5 after before"
         assert (tmp_path / "w" / "pools" / "runs").read_text() == "run\n"
 
-    def test_stops_when_the_weights_of_its_last_step_are_written(self, code, tmp_path):
+    def test_ends_with_the_weights_of_its_last_step(self, code, tmp_path):
         done = trained(link(told=(), stops_at=3), code, tmp_path, tmp_path / "w", begin=Path("b"), trial=False)
         assert done.read_text() == "step 3 after b"
 
@@ -63,9 +66,13 @@ class TestLink:
             trained(link(told=()), code, tmp_path, tmp_path / "w", begin=Path("b"), trial=False)
         assert not list((tmp_path / "w").glob("*.safetensors"))
 
-    def test_that_went_on_where_it_was_to_stop_says_what_to_do(self, code, tmp_path):
-        with pytest.raises(SystemExit, match="remove its checkpoint in "):
-            trained(link(told=(), stops_at=0), code, tmp_path, tmp_path, begin=Path("b"), trial=False)
+    def test_that_went_on_where_it_was_to_stop_is_not_taken(self, code, tmp_path, capfd):
+        (tmp_path / "w" / "pools").mkdir(parents=True)
+        (tmp_path / "w" / "pools" / "passed").touch()
+        with pytest.raises(SystemExit, match="a ended with 1"):
+            trained(link(told=(), stops_at=3), code, tmp_path, tmp_path / "w", begin=Path("b"), trial=False)
+        assert "step 3 was passed" in capfd.readouterr().err
+        assert not list((tmp_path / "w").glob("*.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,8 @@ class TestChain:
         told = [part for part in command if part.startswith("--")]
         assert told
         assert all(f'"{option}"' in main for option in told)
+        assert "    train(\n" in main  # which is what is made to end
+        assert "report=report" in main
         teachers = (codes[LINKS[number].commit] / "anomalib_lite" / "pretraining" / "distillation.py").read_text()
         assert all(teacher.partition("+")[0] in teachers.lower() for teacher in LINKS[number].teachers)
 

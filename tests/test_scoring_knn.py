@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
-from anomalib_lite.scoring import SCORERS, KNNScorer
+from anomalib_lite.scoring import SCORERS, KNNScorer, knn
 from anomalib_lite.scoring.coreset import greedy_k_center
+from anomalib_lite.scoring.neighbors import NeighborIndex
 
 
 @pytest.fixture
@@ -41,6 +42,24 @@ class TestBank:
         assert len(set(scorer.bank_rows_)) == 40
         distances = np.linalg.norm(good[:, None] - scorer.bank_[None], axis=2).min(axis=1)
         assert scorer.covering_radius_ == pytest.approx(distances.max(), rel=1e-4)
+
+    def test_says_how_far_it_reaches_without_looking_at_all_rows(self, monkeypatch):
+        good = np.random.default_rng(1).normal(size=(5000, 6)).astype(np.float32)
+        searched = []
+        search = NeighborIndex.search
+
+        def watched(index, queries, k=1, **told):
+            searched.append((len(index.bank), len(queries)))
+            return search(index, queries, k, **told)
+
+        monkeypatch.setattr(NeighborIndex, "search", watched)
+        monkeypatch.setattr(knn, "_AT_ONCE", 64)
+        scorer = KNNScorer(bank_size=400, local=0).fit(good)
+        distances = np.linalg.norm(good[:, None] - scorer.bank_[None], axis=2).min(axis=1)
+        assert scorer.covering_radius_ == pytest.approx(distances.max(), rel=1e-5)
+        (_, nearest), *farthest = searched
+        assert nearest == 5000
+        assert 0 < sum(rows for _, rows in farthest) < 2500
 
     def test_random_rows_are_as_they_were(self, good):
         scorer = KNNScorer(bank_size=40, selection="random").fit(good)
